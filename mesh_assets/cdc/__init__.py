@@ -1,0 +1,1 @@
+"""Change data capture: a PostgreSQL source's changes and snapshots as Arrow change frames."""

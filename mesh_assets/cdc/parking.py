@@ -1,0 +1,87 @@
+"""The parking log: raw changes of tables that cannot take them now, in order, durably.
+
+One slot serves all tables of a source. A table that cannot take its batch is parked so that the
+slot moves on and the other tables keep running. Repaired, it takes its parked changes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mesh_assets.cdc.decode import PARKED_SCHEMA, Decoder
+from mesh_assets.cdc.relation import Relation
+from mesh_assets.cdc.type import PostgresType
+from mesh_assets.lake.table import Table
+
+SCHEMA = pa.schema([pa.field("table", pa.string()), *PARKED_SCHEMA])
+
+_PAGE_ROWS = 50_000
+
+
+class ParkingLog:
+    """Raw ``pgoutput`` messages by table, in a Delta table created on first use."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._table = Table.open(uri) if Table.exists(uri) else None
+
+    def position(self, table: str) -> tuple[int, int]:
+        """Position of the last change parked of ``schema.table``; (0, -1) when none is."""
+        if self._table is None:
+            return (0, -1)
+        lsn = self._table.transaction(f"{table}/lsn")
+        ordinal = self._table.transaction(f"{table}/ordinal")
+        return (0, -1) if lsn is None or ordinal is None else (lsn, ordinal)
+
+    def park(self, table: str, messages: pa.Table) -> int:
+        """Append those messages of one table that are not parked yet; returns how many changes.
+
+        Raises:
+            Fenced: if another shift parks for this source.
+        """
+        messages = messages.filter(_beyond(messages, self.position(table)))
+        changes = messages.filter(pc.not_equal(messages["kind"], "R"))
+        if not changes.num_rows:
+            # An announcement alone comes again before the next change.
+            return 0
+        if self._table is None:
+            self._table = Table.create(
+                self._uri, SCHEMA, append_only=True, name="parking", description="raw changes that wait"
+            )
+        last = changes.num_rows - 1
+        self._table.append(
+            messages.add_column(0, "table", pa.repeat(table, messages.num_rows)).select(SCHEMA.names),
+            transactions={
+                f"{table}/lsn": changes["_position"][last].as_py(),
+                f"{table}/ordinal": changes["_ordinal"][last].as_py(),
+            },
+        )
+        return int(changes.num_rows)
+
+    def replay(
+        self, table: str, oid: int, after: tuple[int, int], resolve: Callable[[int, int], PostgresType]
+    ) -> Iterator[tuple[Relation, pa.Table]]:
+        """Decode the parked changes of ``schema.table`` beyond ``after``, in order, in pages."""
+        if self._table is None or self.position(table) <= after:
+            return
+        mine = self._table.scan(self._table.files()).filter(pl.col("table") == table)
+        # An announcement has the ordinal of the change that follows it.
+        ordered = mine.sort("_position", "_ordinal", pl.col("kind") != "R").drop("table")
+        parked = ordered.collect().to_arrow().cast(PARKED_SCHEMA)
+        decoder = Decoder(resolve)
+        for start in range(0, parked.num_rows, _PAGE_ROWS):
+            decoder.replay(oid, parked.slice(start, _PAGE_ROWS).combine_chunks())
+            for relation, frame in decoder.take().segments:
+                new = frame.filter(_beyond(frame, after))
+                if new.num_rows:
+                    yield relation, new
+
+
+def _beyond(rows: pa.Table, position: tuple[int, int]) -> pa.ChunkedArray:
+    lsn, ordinal = position
+    later = pc.and_(pc.equal(rows["_position"], lsn), pc.greater(rows["_ordinal"], ordinal))
+    return pc.or_(pc.greater(rows["_position"], lsn), later)

@@ -1,0 +1,43 @@
+"""One code location per domain, and ``enterprise``: attributes made when they are asked for.
+
+``workspace.yaml`` names ``mesh_assets.code_locations`` with a domain as the attribute, so each domain
+is loaded in a process of its own and a mistake in one leaves the others running. A new domain is a
+folder below ``products/`` and a stanza there; nothing changes here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+
+def __getattr__(name: str) -> dg.Definitions:
+    """The definitions of a domain or of the enterprise.
+
+    Raises:
+        AttributeError: if there is no such domain.
+        ContractError: naming file and line, if the domain's own definition is wrong.
+    """
+    if name.startswith("_"):
+        raise AttributeError(name)
+    from mesh_assets.orchestration.component import folder_definitions
+    from mesh_assets.orchestration.enterprise import DOMAIN, enterprise_definitions
+    from mesh_assets.settings import Settings
+
+    if name == DOMAIN:
+        return enterprise_definitions()
+    folder = Settings().products.absolute() / name
+    if not folder.is_dir():
+        known = sorted(found.name for found in folder.parent.iterdir() if found.is_dir())
+        raise AttributeError(f"there is no domain {name!r} in {folder.parent}; available: {', '.join(known)}")
+    return folder_definitions(folder)
+
+
+def domains() -> list[str]:
+    """All domains that have a folder, whatever is in it."""
+    from mesh_assets.contract.definition import DEFINITION_FILE
+    from mesh_assets.settings import Settings
+
+    return sorted(folder.parent.name for folder in Settings().products.glob(f"*/{DEFINITION_FILE}"))

@@ -1,0 +1,402 @@
+"""A shift: one run that drains a source into its products' change logs until idle or out of budget.
+
+Order of commits for every batch, each durable before the next: the change log of every table, the
+parking log, the version row of every product, the ledger; only then is the position acknowledged
+to the source. Killed anywhere in between, the next shift is sent the batch again and every table
+drops what it already holds.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from mesh_assets import failpoint
+from mesh_assets.cdc.decode import Batch, Decoder
+from mesh_assets.cdc.gap import Gap, GapLog, find_gap
+from mesh_assets.cdc.parking import ParkingLog
+from mesh_assets.cdc.relation import Relation
+from mesh_assets.cdc.schema import SchemaLog
+from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
+from mesh_assets.cdc.source import Source, System
+from mesh_assets.cdc.stream import ReplicationStream
+from mesh_assets.errors import (
+    ContractError,
+    IdentityMissing,
+    MeshError,
+    MigrationRefused,
+    SourceNotReady,
+    TableRefused,
+    UnknownName,
+)
+from mesh_assets.housekeeping import Housekeeper
+from mesh_assets.lake.ledger import Ledger, LedgerRow
+from mesh_assets.lake.upkeep import recover
+from mesh_assets.landing import Landing, SnapshotLanding
+from mesh_assets.names import ProductName
+from mesh_assets.plan import CapturePlan
+from mesh_assets.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
+from mesh_assets.shift_lineage import ShiftLineage
+from mesh_assets.versioning import Cutter
+
+_LOOK_SECONDS = 10.0
+_TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
+"""What is wrong with one table only: the others go on."""
+
+_POLL_SECONDS = 0.2
+
+
+class Shift:
+    """Drains one source.
+
+    Args:
+        plan: the source and the tables of the products that it feeds.
+        budget: when to land and when to end.
+        observer: who watches.
+        run_id: the orchestrator's run, recorded in versions and lineage.
+    """
+
+    def __init__(
+        self,
+        plan: CapturePlan,
+        *,
+        budget: Budget | None = None,
+        observer: Observer | None = None,
+        run_id: str = "",
+    ) -> None:
+        self.plan = plan
+        self.budget = budget or Budget()
+        self.observer: Observer = observer or Silent()
+        self.run_id = run_id or str(uuid.uuid4())
+        self.result = ShiftResult()
+        self._landings: dict[str, Landing] = {}
+        self._announced: dict[int, str] = {}
+
+    def run(self) -> ShiftResult:
+        """Drain until idle, out of budget, cancelled or overtaken by a new contract.
+
+        Raises:
+            SourceError: the source cannot be captured; nothing is lost.
+            Fenced: another shift has taken over.
+            StorageFull: nothing was acknowledged.
+        """
+        self._started = time.monotonic()
+        with (
+            ShiftLineage(self.plan, self.run_id, self.observer.message) as self._lineage,
+            Source(self.plan.source) as source,
+        ):
+            self._open(source)
+            with Housekeeper(self.plan, enabled=self.budget.fold) as self._housekeeper:
+                if self._snapshot(source):
+                    self._drain(source)
+                    self._housekeeper.finish()
+                self._report_folds()
+        self.result.seconds = time.monotonic() - self._started
+        return self.result
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def _open(self, source: Source) -> None:
+        plan, now = self.plan, datetime.now(UTC)
+        relations, unfit = _preflight(plan, source)
+        self._system = source.system()
+        self._ledger = Ledger(plan.part_uri("ledger"))
+        self._gaps = GapLog(plan.part_uri("gaps"))
+        self._parking = ParkingLog(plan.part_uri("parking"))
+        schemas = SchemaLog(plan.part_uri("schemas"))
+        for target in plan.targets:
+            for aside in recover(target.changes_uri):
+                self.observer.message(f"{target.name}.{target.table}: unreadable commit moved to {aside}")
+        self._cutter = Cutter(plan, self.run_id)
+        with Source(replace(plan.source, tables=tuple(relations))) as publisher:
+            self._begin(publisher)
+        for target in plan.targets:
+            landing = Landing(target, plan.source.name, schemas, source.describe)
+            self._landings[target.source_table] = landing
+            try:
+                if target.source_table in unfit:
+                    raise unfit[target.source_table]
+                landing.open(relations[target.source_table], now)
+                self._unpark(source, landing)
+            except (MigrationRefused, *_TABLE_ERRORS) as refusal:
+                self._refuse(landing, refusal)
+
+    def _begin(self, source: Source) -> None:
+        """Continue the ledger on its slot, or record why that cannot be and begin again."""
+        last, slot = self._ledger.latest(), source.slot()
+        gap = find_gap(last, slot, self._system)
+        if last is not None and gap is None:
+            source.ensure_publication(slot_is_new=False)
+            self._held_lsn = last.end_lsn
+            return
+        if slot is not None:
+            # Without a ledger it is the leaving of a shift that died before its first row.
+            source.drop_slot()
+        source.ensure_publication(slot_is_new=True)
+        now, lsn = source.now(), source.create_slot()
+        if gap is not None:
+            self._gaps.record(Gap(gap, last.end_lsn if last else 0, lsn), now)
+            self.observer.message(f"gap: {gap}; every table of the source is read again")
+        self._record(lsn, lsn, now)
+
+    def _refuse(self, landing: Landing, refusal: MeshError) -> None:
+        landing.refused = refusal
+        self._cutter.suspend(landing.target.name)
+        self.result.refused[landing.target.source_table] = str(refusal)
+        self.observer.message(f"parked {refusal}")
+
+    def _unpark(self, source: Source, landing: Landing) -> None:
+        """Give a repaired table its parked changes, in order, before any new one."""
+        table = landing.target.source_table
+        for relation, frame in self._parking.replay(
+            table, landing.relation.oid, landing.position, source.resolve
+        ):
+            landing.land(relation, frame, datetime.now(UTC))
+            self.observer.message(f"{table}: {frame.num_rows:,} parked changes landed")
+
+    # -- snapshot -----------------------------------------------------------------------------
+
+    def _snapshot(self, source: Source) -> bool:
+        """Read every table that is not wholly held; False if cancelled meanwhile."""
+        since = self._gaps.latest_lsn()
+        wanted = [
+            landing
+            for landing in self._landings.values()
+            if landing.refused is None and landing.snapshot_wanted(since)
+        ]
+        if not wanted:
+            return True
+        with ExportedSnapshot(source) as snapshot:
+            for landing in wanted:
+                if not self._read(source, snapshot, landing):
+                    self.result.reason = "cancelled"
+                    return False
+            self._cut(snapshot.lsn - 1, snapshot.lsn - 1, final=True)
+        failpoint.reach("snapshot.done")
+        return True
+
+    def _read(self, source: Source, snapshot: ExportedSnapshot, landing: Landing) -> bool:
+        table, started, count = landing.target.source_table, time.monotonic(), 0
+        self.observer.message(f"{table}: snapshot begins")
+        reader = SnapshotLanding(landing, snapshot)
+        for chunk in chunks(source, landing.relation, snapshot, row_count=self.budget.snapshot_rows):
+            reader.land(chunk)
+            count += chunk.frame.num_rows
+            self.result.snapshot_row_count += chunk.frame.num_rows
+            if self.observer.cancelled():
+                return False
+        reader.finish()
+        self.observer.message(f"{table}: {count:,} rows read in {time.monotonic() - started:.1f} s")
+        return True
+
+    # -- drain --------------------------------------------------------------------------------
+
+    def _drain(self, source: Source) -> None:
+        plan = self.plan.source
+        decoder = Decoder(source.resolve, key_of=self._key_of, accept=self._accept)
+        stream = ReplicationStream(
+            plan.url, slot=plan.slot, publication=plan.publication, start_lsn=self._held_lsn
+        )
+        try:
+            self._stream(source, decoder, stream)
+        finally:
+            stream.close()
+
+    def _stream(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
+        budget, observer = self.budget, self.observer
+        now = time.monotonic()
+        landed, changed, looked = now - budget.batch_seconds, now, now
+        quiet_since: datetime | None = None
+        while True:
+            wait = _POLL_SECONDS
+            if decoder.row_count:
+                wait = max(0.0, min(wait, landed + budget.batch_seconds - now))
+            if stream.receive(wait):
+                failpoint.reach("decode.before")
+                stream.consumed(decoder.decode(stream.buffer, stream.start, stream.end))
+                failpoint.reach("decode.after")
+            if decoder.reply_requested:
+                stream.reply()
+                decoder.reply_requested = False
+            now = time.monotonic()
+            if decoder.row_count:
+                changed, quiet_since = now, None
+            elif quiet_since is None and now - changed > budget.idle_seconds / 2:
+                quiet_since = source.now()
+            if self._due(decoder, now - landed):
+                self._land(decoder.take(), stream)
+                landed = now = time.monotonic()
+            self._report_folds()
+            self._lineage.flush_if_due()
+            if now - looked > _LOOK_SECONDS:
+                looked = now
+                self._acknowledge(decoder, stream, quiet_since)
+                if self.plan.contracts_changed():
+                    self.result.reason = "contract changed"
+                    break
+            if observer.cancelled():
+                self.result.reason = "cancelled"
+                break
+            if not decoder.row_count and now - changed > budget.idle_seconds:
+                break
+            if now - self._started > budget.max_seconds and observer.relieved():
+                self.result.reason = "budget"
+                break
+        if decoder.row_count:
+            self._land(decoder.take(), stream)
+        self._cut(self._held_lsn, self._held_lsn, final=True)
+        self._acknowledge(decoder, stream, quiet_since)
+
+    def _due(self, decoder: Decoder, seconds_since_landing: float) -> bool:
+        budget = self.budget
+        return decoder.row_count > 0 and (
+            seconds_since_landing >= budget.batch_seconds
+            or decoder.row_count >= budget.batch_rows
+            or decoder.byte_count >= budget.batch_bytes
+        )
+
+    def _accept(self, relation: Relation) -> bool:
+        """Whether the changes of a relation that the stream announces can be landed; else they are parked."""
+        self._announced[relation.oid] = relation.qualified_name
+        landing = self._landings.get(relation.qualified_name)
+        if landing is None or landing.refused is not None:
+            return False
+        try:
+            landing.check(relation)
+        except MigrationRefused as refusal:
+            self._refuse(landing, refusal)
+            return False
+        return True
+
+    def _key_of(self, oid: int, schema: str, name: str) -> tuple[str, ...]:
+        """The contract's key, for a table whose replica identity is the whole row."""
+        landing = self._landings.get(f"{schema}.{name}")
+        return landing.target.key if landing else ()
+
+    def _land(self, batch: Batch, stream: ReplicationStream) -> None:
+        """Make one batch durable in the order that this module promises, then acknowledge it."""
+        started, now = time.monotonic(), datetime.now(UTC)
+        failpoint.reach("append.before")
+        reports: list[TableReport] = []
+        for number, (relation, frame) in enumerate(batch.segments):
+            landing = self._landings[relation.qualified_name]
+            if appended := landing.land(relation, frame, now):
+                reports.append(landing.report(appended))
+                self._lineage.appended(reports[-1])
+            if number == 0:
+                failpoint.reach("append.first")
+            elif number < len(batch.segments) - 1:
+                failpoint.reach("append.middle")
+        parked_count = self._park(batch)
+        committed_at = _moment(batch.committed_at)
+        if batch.end_lsn:
+            if not batch.in_transaction:
+                self._cut(batch.commit_lsn, batch.end_lsn)
+            self._record(batch.commit_lsn, batch.end_lsn, committed_at)
+            stream.acknowledge(batch.end_lsn)
+            failpoint.reach("acknowledge.after")
+        report = BatchReport(
+            reports,
+            batch.commit_lsn,
+            batch.end_lsn,
+            committed_at if batch.end_lsn else None,
+            sum(table.row_count for table in reports),
+            batch.transaction_count,
+            parked_count,
+            time.monotonic() - started,
+        )
+        self.result.add(report)
+        self.observer.batch(report)
+
+    def _park(self, batch: Batch) -> int:
+        """Keep the raw changes of tables that cannot take them."""
+        count = 0
+        for oid, messages in batch.parked:
+            count += self._parking.park(self._announced[oid], messages)
+        return count
+
+    # -- after the logs -----------------------------------------------------------------------
+
+    def _cut(
+        self, commit_lsn: int, end_lsn: int, *, open_transaction: bool = False, final: bool = False
+    ) -> None:
+        """Write the product versions that are due, and let their tables be folded up to them."""
+        if open_transaction:
+            return
+        failpoint.reach("version.before")
+        for report in self._cutter.cut(self._landings.values(), commit_lsn, end_lsn, final=final):
+            self._lineage.version(report)
+            self.observer.version(report)
+            self._housekeeper.cut(report)
+        failpoint.reach("version.after")
+
+    def _record(self, commit_lsn: int, end_lsn: int, observed_at: datetime) -> None:
+        """Append the ledger's row: from here on the position may be acknowledged.
+
+        ``observed_at`` is a moment of the source's clock before which nothing more will commit.
+        """
+        failpoint.reach("ledger.before")
+        self._ledger.append(
+            LedgerRow(
+                commit_lsn=commit_lsn,
+                end_lsn=end_lsn,
+                system_identifier=self._system.identifier,
+                timeline=self._system.timeline,
+                tables=self._held(),
+                observed_at=observed_at,
+                shift=self.run_id,
+            )
+        )
+        self._held_lsn = end_lsn
+        failpoint.reach("ledger.after")
+
+    def _held(self) -> Mapping[str, int]:
+        """The last ``_seq`` of every table that was opened."""
+        return {table: landing.log.seq for table, landing in self._landings.items() if landing.opened}
+
+    def _acknowledge(
+        self, decoder: Decoder, stream: ReplicationStream, quiet_since: datetime | None
+    ) -> None:
+        """Move ledger and slot over WAL that holds nothing of ours, so that it is not retained.
+
+        ``quiet_since`` is a moment of the source's clock after which the stream had time to say more.
+        """
+        if quiet_since is None or decoder.row_count or decoder.in_transaction:
+            return
+        if decoder.wal_end > self._held_lsn:
+            self._record(self._held_lsn, decoder.wal_end, quiet_since)
+            stream.acknowledge(decoder.wal_end)
+
+    def _report_folds(self) -> None:
+        for report in self._housekeeper.reports():
+            self._lineage.fold(report)
+            self.observer.fold(report)
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / 1e6, UTC)
+
+
+def _preflight(plan: CapturePlan, source: Source) -> tuple[dict[str, Relation], dict[str, MeshError]]:
+    """The source's tables as described, and those that cannot be captured as they are.
+
+    Raises:
+        SourceError: if the source itself is not ready, or none of its tables is.
+    """
+    try:
+        return source.preflight(), {}
+    except (*_TABLE_ERRORS, SourceNotReady) as error:
+        relations: dict[str, Relation] = {}
+        unfit: dict[str, MeshError] = {}
+        for table in plan.source.tables:
+            with Source(replace(plan.source, tables=(table,))) as alone:
+                try:
+                    relations |= alone.preflight()
+                except _TABLE_ERRORS as problem:
+                    unfit[table] = problem
+        if not relations:
+            raise error from None
+        return relations, unfit

@@ -1,0 +1,16 @@
+"""The lake: durable, append-only Delta tables and everything that is folded from them.
+
+Write path, bottom up:
+
+- ``storage`` — bytes on a local disk (written, then forced to it) or in an object store.
+- ``file`` — one Parquet file: how it is written, and the statistics Delta keeps of it.
+- ``table`` — one Delta table: durable, fenced commits that stay fast at any number of versions.
+- ``log`` — the change log of one table, the truth: dense ``_seq``, exactly-once positions.
+- ``version`` — the versions of one product, and the cut that an ``as of`` means.
+- ``ledger`` — what of a source is durable and may be acknowledged.
+- ``upkeep`` — compaction, archive, vacuum, and recovery after a power cut.
+- ``layout`` — the format number of everything below one lake root.
+
+Importing this package loads nothing; its modules import deltalake, which must not be loaded
+before a fork.
+"""

@@ -1,0 +1,95 @@
+"""Content hashes of rows: equal rows hash equally wherever they come from.
+
+Used to find differences between a source and the lake without holding both in memory. A hash is
+64 bits and order-free sums of them compare ranges; identity of keys uses 128 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+import pyarrow as pa
+
+_CONTENT_SEED = 0
+_KEY_SEEDS = (1, 2)
+
+
+def canonical(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """The named columns in one canonical representation per type.
+
+    Nested values become their JSON text, since their hash is not defined; an ``_exact`` map is
+    sorted by column and an empty one equals none.
+    """
+    expressions: list[pl.Expr] = []
+    for name in columns:
+        kind = rows.schema[name]
+        if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Struct):
+            entries = pl.col(name).list.sort()
+            pairs = entries.list.eval(
+                pl.concat_str(
+                    pl.element().struct.field("key"), pl.lit("="), pl.element().struct.field("value")
+                )
+            )
+            text = pairs.list.join("\x1f")
+            expressions.append(pl.when(text != "").then(text).alias(name))
+        elif isinstance(kind, pl.List):
+            items = pl.col(name).list.eval(pl.element().cast(pl.String).fill_null("\x00"))
+            expressions.append(
+                pl.concat_str(pl.col(name).list.len().cast(pl.String), items.list.join("\x1f")).alias(name)
+            )
+        else:
+            expressions.append(pl.col(name))
+    return rows.select(expressions)
+
+
+def row_hash(rows: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+    """One UInt64 per row over the named columns, in order."""
+    return canonical(rows, columns).hash_rows(seed=_CONTENT_SEED)
+
+
+def key_hash(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """Two UInt64 columns (``k0``, ``k1``) that identify a key."""
+    part = canonical(rows, key)
+    return pl.DataFrame({f"k{i}": part.hash_rows(seed=seed) for i, seed in enumerate(_KEY_SEEDS)})
+
+
+class Held:
+    """What the lake holds of one table, as hashes (24 bytes a row), to be compared with a source.
+
+    Args:
+        rows: the lake's rows in batches.
+        key: key columns.
+        columns: columns whose content counts (key included).
+    """
+
+    def __init__(self, rows: Iterable[pl.DataFrame], key: Sequence[str], columns: Sequence[str]) -> None:
+        self.key = list(key)
+        self.columns = list(columns)
+        parts = [
+            key_hash(batch, self.key).with_columns(row_hash(batch, self.columns).alias("h")) for batch in rows
+        ]
+        empty = pl.DataFrame(schema={"k0": pl.UInt64, "k1": pl.UInt64, "h": pl.UInt64})
+        self._held = pl.concat([empty, *parts])
+        self._seen: list[pl.DataFrame] = []
+
+    def changed(self, rows: pa.Table) -> pa.Table:
+        """The rows of ``rows`` that the lake lacks or holds with other content; remembers their keys."""
+        frame = pl.DataFrame(pl.from_arrow(rows.select(self.columns)))
+        hashes = key_hash(frame, self.key).with_columns(row_hash(frame, self.columns).alias("h"))
+        self._seen.append(hashes.select("k0", "k1"))
+        equal = hashes.with_row_index("i").join(self._held, on=["k0", "k1", "h"], how="semi")["i"]
+        mask = pl.Series([True]).new_from_index(0, rows.num_rows).scatter(equal, False)
+        return rows.filter(mask.to_arrow())
+
+    def missing(self, rows: Iterable[pl.DataFrame]) -> pl.DataFrame:
+        """Keys that the lake holds and no :meth:`changed` call has shown: deleted at the source."""
+        seen = pl.concat([self._held.select("k0", "k1").clear(), *self._seen])
+        gone = self._held.join(seen, on=["k0", "k1"], how="anti").select("k0", "k1")
+        parts: list[pl.DataFrame] = []
+        for batch in rows:
+            if gone.is_empty() and parts:
+                break
+            hashes = key_hash(batch, self.key).with_row_index("i").join(gone, on=["k0", "k1"], how="semi")
+            parts.append(batch.select(self.key)[hashes["i"]])
+        return pl.concat(parts)

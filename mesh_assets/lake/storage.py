@@ -1,0 +1,313 @@
+"""Bytes below one table's root: a local folder, or a prefix in an object store.
+
+On a local disk ``durable`` means: written and forced to the disk, the folder's entry too. An
+object store acknowledges a write only once it is durable, so there the same calls have nothing
+left to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError
+
+from mesh_assets.errors import LakeError, StorageFull
+
+LOG_FOLDER = "_delta_log"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", f"os error {errno.ENOSPC})")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file found by listing: its path below the root, bytes, and seconds since the epoch."""
+
+    path: str
+    size: int
+    modified: float
+
+
+@contextmanager
+def full_disk_named(uri: str) -> Iterator[None]:
+    """Turn any sign of a full disk within the block into :class:`StorageFull`.
+
+    Raises:
+        StorageFull: if the operating system or delta-rs said that no space is left.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, DeltaError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _FULL or any(text in str(error) for text in _FULL_TEXTS):
+            raise StorageFull(
+                f"no space is left on the device that holds {uri}",
+                hint="free some space; nothing was acknowledged, the next shift takes the batch again",
+            ) from error
+        raise
+
+
+class Storage(Protocol):
+    """What the lake needs of the place where a table lies; every path is below ``uri``."""
+
+    uri: str
+    tears: bool
+    """Whether a power cut can leave a file half there that was visible before."""
+
+    def write_parquet(self, path: str, rows: pa.Table, **options: Any) -> int:  # noqa: ANN401 - pyarrow's own options
+        """Write one Parquet file durably; returns its size in bytes, or leaves no file behind."""
+        ...
+
+    def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet file whole."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write one file durably and atomically: a reader sees the old bytes or the new ones."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Read one file; FileNotFoundError if there is none."""
+        ...
+
+    def tail(self, path: str, byte_count: int) -> tuple[int, bytes]:
+        """The size of a file and its last bytes; FileNotFoundError if there is none."""
+        ...
+
+    def entries(self, folder: str) -> list[Entry]:
+        """The files directly in a folder (none if there is no such folder), by path."""
+        ...
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files; one that is already gone is no error."""
+        ...
+
+    def move(self, path: str, to: str) -> None:
+        """Move one file durably."""
+        ...
+
+    def force(self, paths: Iterable[str]) -> None:
+        """Make files durable that someone else (delta-rs) wrote, and their folders' entries."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the place exist, durably."""
+        ...
+
+    def address(self, path: str) -> str:
+        """What polars and DuckDB open."""
+        ...
+
+
+def storage_of(uri: str) -> Storage:
+    """The storage of a table URI: local for a path or ``file:``, an object store for any other scheme."""
+    split = urlsplit(uri)
+    if len(split.scheme) <= 1:
+        return LocalStorage(uri)
+    if split.scheme == "file":
+        return LocalStorage(unquote(split.path))
+    return ObjectStorage(uri)
+
+
+def _force(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalStorage:
+    """A folder on a local disk."""
+
+    tears = True
+
+    def __init__(self, folder: str) -> None:
+        if "%" in folder:
+            raise LakeError(
+                f"the lake cannot lie at {folder}: delta-rs takes % in a path for an escape",
+                hint="choose a folder without % in its path",
+            )
+        self.uri = str(Path(folder).absolute())
+        self._root = Path(self.uri)
+
+    def _folder(self, path: Path) -> None:
+        """Create a folder and force every new entry on the way to it."""
+        missing = []
+        while not path.exists():
+            missing.append(path)
+            path = path.parent
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _force(folder.parent)
+
+    def write_parquet(self, path: str, rows: pa.Table, **options: Any) -> int:  # noqa: ANN401 - pyarrow's own options
+        target = self._root / path
+        try:
+            with full_disk_named(self.uri):
+                pq.write_table(rows, str(target), **options)
+                _force(target)
+                _force(target.parent)
+        except BaseException:
+            # Not referenced by any commit yet, so nobody can miss it; a full disk needs the space.
+            target.unlink(missing_ok=True)
+            raise
+        return target.stat().st_size
+
+    def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        return pq.ParquetFile(str(self._root / path)).read(columns=columns)
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        self._folder(target.parent)
+        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with full_disk_named(self.uri):
+                with draft.open("wb") as out:
+                    out.write(data)
+                    out.flush()
+                    os.fsync(out.fileno())
+                draft.replace(target)
+                _force(target.parent)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def tail(self, path: str, byte_count: int) -> tuple[int, bytes]:
+        with (self._root / path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - byte_count))
+            return size, file.read()
+
+    def entries(self, folder: str) -> list[Entry]:
+        prefix = f"{folder}/" if folder else ""
+        found = []
+        try:
+            with os.scandir(self._root / folder) as scan:
+                for item in scan:
+                    try:
+                        if item.is_file():
+                            status = item.stat()
+                            found.append(Entry(prefix + item.name, status.st_size, status.st_mtime))
+                    except FileNotFoundError:  # Removed by another process between listing and stat.
+                        continue
+        except FileNotFoundError:
+            return []
+        return sorted(found, key=lambda entry: entry.path)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        folders = set()
+        for path in paths:
+            target = self._root / path
+            target.unlink(missing_ok=True)
+            folders.add(target.parent)
+        for folder in folders:
+            if folder.exists():
+                _force(folder)
+
+    def move(self, path: str, to: str) -> None:
+        source, target = self._root / path, self._root / to
+        self._folder(target.parent)
+        shutil.move(source, target)
+        _force(target.parent)
+        _force(source.parent)
+
+    def force(self, paths: Iterable[str]) -> None:
+        folders = set()
+        with full_disk_named(self.uri):
+            for path in paths:
+                target = self._root / path
+                _force(target)
+                folders.add(target.parent)
+            for folder in folders:
+                _force(folder)
+
+    def prepare(self) -> None:
+        """Create the table's folder with every entry on the way to it durable."""
+        self._folder(self._root)
+
+    def address(self, path: str) -> str:
+        return f"{self.uri}/{path}"
+
+
+class ObjectStorage:
+    """A prefix in an object store, through delta-rs' own client (so the same credentials hold)."""
+
+    tears = False
+
+    def __init__(self, uri: str) -> None:
+        from deltalake.fs import DeltaStorageHandler
+
+        self.uri = uri.rstrip("/")
+        self._files = pafs.PyFileSystem(DeltaStorageHandler(self.uri))
+
+    def write_parquet(self, path: str, rows: pa.Table, **options: Any) -> int:  # noqa: ANN401 - pyarrow's own options
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, **options)
+        data = sink.getvalue()
+        with full_disk_named(self.uri), self._files.open_output_stream(path) as out:
+            out.write(data)
+        return int(data.size)
+
+    def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        with self._files.open_input_file(path) as file:
+            return pq.ParquetFile(file).read(columns=columns)
+
+    def write(self, path: str, data: bytes) -> None:
+        with full_disk_named(self.uri), self._files.open_output_stream(path) as out:
+            out.write(data)
+
+    def read(self, path: str) -> bytes:
+        with self._files.open_input_file(path) as file:
+            return bytes(file.read())
+
+    def tail(self, path: str, byte_count: int) -> tuple[int, bytes]:
+        with self._files.open_input_file(path) as file:
+            size = int(file.size())
+            file.seek(max(0, size - byte_count))
+            return size, bytes(file.read())
+
+    def entries(self, folder: str) -> list[Entry]:
+        found = self._files.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        return sorted(
+            (
+                Entry(info.path.lstrip("/"), int(info.size), info.mtime.timestamp() if info.mtime else 0.0)
+                for info in found
+                if info.type == pafs.FileType.File
+            ),
+            key=lambda entry: entry.path,
+        )
+
+    def remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            try:
+                self._files.delete_file(path)
+            except FileNotFoundError:
+                continue
+
+    def move(self, path: str, to: str) -> None:
+        self.write(to, self.read(path))
+        self.remove([path])
+
+    def force(self, paths: Iterable[str]) -> None:
+        """Nothing to do: the store answered only when the object was durable."""
+
+    def prepare(self) -> None:
+        """Nothing to do: a prefix needs no folder."""
+
+    def address(self, path: str) -> str:
+        return f"{self.uri}/{path}"

@@ -1,0 +1,296 @@
+"""One captured table on its way into the lake: what it holds, what it still takes, in which shape.
+
+A landing drops what its change log already holds (redelivered after a crash, or contained in a
+snapshot), so that every change lands once, and follows the schema versions of its table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mesh_assets import failpoint
+from mesh_assets.cdc.relation import Relation
+from mesh_assets.cdc.schema import SchemaLog, SchemaVersion, added_columns, same_shape
+from mesh_assets.cdc.snapshot import ExportedSnapshot, SnapshotChunk
+from mesh_assets.errors import MeshError, MigrationRefused
+from mesh_assets.lake.checksum import Held
+from mesh_assets.lake.log import Appended, ChangeLog
+from mesh_assets.lake.table import Table
+from mesh_assets.plan import Target
+from mesh_assets.report import TableReport
+
+_SNAPSHOT_DONE = "snapshot/done"
+_SNAPSHOT_LSN = "snapshot/lsn"
+_LAST_ORDINAL = 2**62
+
+
+@dataclass
+class Since:
+    """Changes after some ``_seq``: how many by op, and their latest commit time."""
+
+    op_count: Counter[str] = field(default_factory=Counter)
+    committed_at: datetime | None = None
+
+
+class Landing:
+    """The landing of one source table in the change log of one product table.
+
+    Args:
+        target: the product's table.
+        source: name of the source, which prefixes its positions.
+        schemas: schema versions of the source's tables.
+        describe: what the source's catalog says of ``schema.table`` now.
+
+    Attributes:
+        refused: why the table takes nothing in this shift; its changes are parked.
+        op_count: changes landed by this object, by op.
+    """
+
+    def __init__(
+        self, target: Target, source: str, schemas: SchemaLog, describe: Callable[[str], Relation]
+    ) -> None:
+        self.target = target
+        self.refused: MeshError | None = None
+        self.op_count: Counter[str] = Counter()
+        self.backfill_wanted = False
+        self._counted = Since()
+        self._log: ChangeLog | None = None
+        self._source = source
+        self._schemas = schemas
+        self._describe = describe
+
+    @property
+    def opened(self) -> bool:
+        """Whether the change log is open; a table that was refused at once has none."""
+        return self._log is not None
+
+    @property
+    def log(self) -> ChangeLog:
+        """The change log; only once opened."""
+        assert self._log is not None
+        return self._log
+
+    # -- shape --------------------------------------------------------------------------------
+
+    def open(self, described: Relation, at: datetime) -> None:
+        """Create or open the change log and bring it to the shape that the catalog describes.
+
+        Raises:
+            MigrationRefused: if the source's table changed in a way that does not apply by itself.
+        """
+        uri = self.target.changes_uri
+        known = self._schemas.latest(described.qualified_name)
+        if known is None:
+            known = SchemaVersion.of(described, 1)
+            self._schemas.record([known], at)
+        self._version = known
+        self.relation = described
+        if Table.exists(uri):
+            self._log = ChangeLog.open(uri)
+        else:
+            self._log = ChangeLog.create(uri, described.row_schema, self.target.key)
+        self._extend(described, at)
+
+    def check(self, streamed: Relation) -> None:
+        """Check that changes in the announced shape can be landed.
+
+        Raises:
+            MigrationRefused: if it differs from the known shape by more than added columns.
+        """
+        described = self._describe(self.target.source_table)
+        if same_shape(streamed, self.relation):
+            # The message lacks attribute numbers: a column dropped and added again looks the same.
+            now = {column.name: column.attnum for column in described.columns}
+            again = [c.name for c in self._version.columns if now.get(c.name, c.attnum) != c.attnum]
+            if again:
+                raise MigrationRefused(
+                    f"{self.target.source_table}: columns {again} were dropped and added again",
+                    hint="their older values are gone at the source; capture the table again",
+                )
+            return
+        added_columns(self._version, _restricted(described, streamed))
+
+    def _extend(self, relation: Relation, at: datetime) -> None:
+        """Add the columns that ``relation`` (from the catalog) has beyond the known version."""
+        added = added_columns(self._version, relation)
+        if added:
+            missing = [c for c in added if c.name not in self.log.row_schema.names]
+            self.log.add_columns(pa.schema([pa.field(c.name, c.arrow) for c in missing]))
+            version = SchemaVersion.of(relation, self._version.number + 1)
+            self._schemas.record([version], at)
+            self._version = version
+            if any(column.missing is not None for column in added):
+                self.backfill_wanted = True
+        self.relation = relation
+
+    def _follow(self, streamed: Relation, at: datetime) -> None:
+        if not same_shape(streamed, self.relation):
+            self._extend(_restricted(self._describe(self.target.source_table), streamed), at)
+
+    # -- what it holds ------------------------------------------------------------------------
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Position at the source of the last change held; (0, -1) when there is none."""
+        return self.log.position(self._source) or (0, -1)
+
+    @property
+    def committed_lsn(self) -> int:
+        """Commit LSN of the last change held, or what the last snapshot contains."""
+        return self.position[0]
+
+    def snapshot_wanted(self, since_lsn: int) -> bool:
+        """Whether no whole snapshot from ``since_lsn`` on is held."""
+        done = self.log.transaction(_SNAPSHOT_DONE) or 0
+        return not done or (self.log.transaction(_SNAPSHOT_LSN) or 0) < since_lsn
+
+    def report(self, appended: Appended) -> TableReport:
+        """One append, for whoever watches the shift."""
+        return TableReport(
+            self.target.name,
+            self.target.table,
+            appended.row_count,
+            dict(self.op_count),
+            appended.last_seq,
+            appended.delta_version,
+        )
+
+    def since(self, seq: int) -> Since:
+        """What the log holds after ``seq``; also what an earlier, killed shift appended."""
+        counted, self._counted = self._counted, Since()
+        if counted.op_count.total() == self.log.seq - seq:
+            return counted
+        rows = self.log.scan(seq, self.log.seq, ["_op", "_committed_at"]).collect()
+        counts = rows.get_column("_op").value_counts()
+        return Since(Counter(dict(counts.iter_rows())), rows.select(pl.col("_committed_at").max()).item())
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def land(self, relation: Relation, frame: pa.Table, at: datetime) -> Appended | None:
+        """Append the changes of ``frame`` that the log does not hold yet; None if it holds all.
+
+        Raises:
+            MigrationRefused: if the frame's shape cannot be followed.
+            Fenced: if another shift has appended.
+        """
+        self._follow(relation, at)
+        frame = self._beyond(frame)
+        if not frame.num_rows:
+            return None
+        last = frame.num_rows - 1
+        position = (frame["_position"][last].as_py(), frame["_ordinal"][last].as_py())
+        return self._append(frame, position, at, {})
+
+    def land_snapshot(self, frame: pa.Table, lsn: int, at: datetime, *, done: bool) -> Appended:
+        """Append rows of a snapshot taken at ``lsn``; its end is part of the last commit.
+
+        Changes committed before the snapshot's consistent point are contained in it: the position
+        moves up to it in the same commit, so that the stream's are dropped.
+        """
+        appended = self._append(
+            frame, (lsn - 1, _LAST_ORDINAL), at, {_SNAPSHOT_LSN: lsn, _SNAPSHOT_DONE: int(done)}
+        )
+        failpoint.reach("snapshot.chunk")
+        return appended
+
+    def _append(
+        self, frame: pa.Table, position: tuple[int, int], at: datetime, transactions: dict[str, int]
+    ) -> Appended:
+        appended = self.log.append(
+            frame,
+            source=self._source,
+            position=position,
+            captured_at=at,
+            schema_version=self._version.number,
+            transactions=transactions,
+            # Another server, or a snapshot after a gap, may count from below.
+            rewound=bool(transactions),
+            empty=bool(transactions),
+        )
+        for item in pc.value_counts(frame["_op"]).to_pylist():
+            self.op_count[item["values"]] += item["counts"]
+            self._counted.op_count[item["values"]] += item["counts"]
+        latest = pc.max(frame["_committed_at"]).as_py()
+        if latest is not None:
+            self._counted.committed_at = max(latest, self._counted.committed_at or latest)
+        return appended
+
+    def _beyond(self, frame: pa.Table) -> pa.Table:
+        """The rows beyond the log's position."""
+        held_lsn, held_ordinal = self.position
+        lsn = frame["_position"].to_numpy()
+        if not len(lsn) or lsn[0] > held_lsn:
+            return frame
+        ordinal = frame["_ordinal"].to_numpy()
+        return frame.filter(pa.array((lsn > held_lsn) | ((lsn == held_lsn) & (ordinal > held_ordinal))))
+
+
+class SnapshotLanding:
+    """The landing of one table's snapshot: all rows the first time, only the differences again.
+
+    A snapshot that was interrupted, or that heals a gap, is read wholly; rows that the log holds
+    with the same content are dropped, and keys that the source no longer has become deletes.
+    """
+
+    def __init__(self, landing: Landing, snapshot: ExportedSnapshot) -> None:
+        self._landing = landing
+        self._snapshot = snapshot
+        self._columns = [*landing.relation.row_schema.names, "_exact"]
+        self._held: Held | None = None
+        if landing.log.seq >= 0:
+            self._held = Held(self._batches(), landing.log.key, self._columns)
+
+    def land(self, chunk: SnapshotChunk) -> None:
+        """Append what a chunk adds."""
+        frame = chunk.frame if self._held is None else self._held.changed(chunk.frame)
+        if frame.num_rows:
+            self._land(frame, done=False)
+
+    def _land(self, frame: pa.Table, *, done: bool) -> None:
+        # Positions are inclusive: the snapshot contains the commits below its consistent point.
+        position = pa.repeat(pa.scalar(self._snapshot.lsn - 1, pa.int64()), frame.num_rows)
+        frame = frame.set_column(frame.schema.get_field_index("_position"), "_position", position)
+        self._landing.land_snapshot(frame, self._snapshot.lsn, datetime.now(UTC), done=done)
+
+    def finish(self) -> None:
+        """Append the deletes that the snapshot implies, and its end."""
+        relation, snapshot = self._landing.relation, self._snapshot
+        gone = self._held.missing(self._batches()) if self._held else None
+        count = 0 if gone is None else gone.height
+        columns: dict[str, pa.Array] = {
+            field.name: pa.nulls(count, field.type) for field in relation.frame_schema
+        }
+        if gone is not None:
+            for name in self._landing.log.key:
+                columns[name] = gone[name].to_arrow().cast(relation.row_schema.field(name).type)
+        fixed = {"_op": "d", "_xid": 0, "_committed_at": snapshot.taken_at}
+        for name, value in fixed.items():
+            columns[name] = pa.repeat(pa.scalar(value, relation.frame_schema.field(name).type), count)
+        columns["_ordinal"] = pa.array(range(_LAST_ORDINAL - count, _LAST_ORDINAL), pa.int64())
+        self._land(pa.table(columns, schema=relation.frame_schema), done=True)
+
+    def _batches(self) -> Iterator[pl.DataFrame]:
+        landing = self._landing
+        rows = latest(landing.log, landing.log.seq, columns=self._columns)
+        yield from rows.collect_batches(chunk_size=250_000)
+
+
+def _restricted(described: Relation, streamed: Relation) -> Relation:
+    """The catalog's relation with the streamed columns only: the catalog may be ahead of the stream."""
+    names = {column.name for column in streamed.columns}
+    columns = tuple(column for column in described.columns if column.name in names)
+    return Relation(
+        described.oid,
+        described.schema,
+        described.name,
+        streamed.identity,
+        columns,
+        described.relfilenode,
+    )

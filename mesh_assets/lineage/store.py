@@ -1,0 +1,282 @@
+"""The lake's table of OpenLineage events: appended durably, in few commits, by any number of processes.
+
+Lineage must not stop the work that it describes: an append that fails is told to the caller's
+log, its events stay in memory, and it is tried again with the next flush. What has not been
+written yet can be asked for at any time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import polars as pl
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+from openlineage.client.event_v2 import RunEvent, RunState
+
+from mesh_assets.errors import CommitConflict, MeshError, TableMissing
+from mesh_assets.lake.file import FileRef
+from mesh_assets.lake.table import Table
+from mesh_assets.lineage.event import datasets, to_json
+
+_DATASET = pa.struct(
+    [pa.field("namespace", pa.string()), pa.field("name", pa.string()), pa.field("version", pa.string())]
+)
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("event_time", pa.timestamp("us", tz="UTC")),
+    pa.field("event_type", pa.string()),
+    pa.field("run_id", pa.string()),
+    pa.field("job_namespace", pa.string()),
+    pa.field("job_name", pa.string()),
+    pa.field("inputs", pa.list_(_DATASET)),
+    pa.field("outputs", pa.list_(_DATASET)),
+    pa.field("event", pa.string()),
+]
+SCHEMA = pa.schema(_FIELDS)
+"""One row per event; ``event`` is the whole of it as JSON, the other columns are for finding it."""
+
+FLUSH_SECONDS = 5.0
+BUFFER_LIMIT = 20_000
+"""Events kept while the table cannot be written; beyond it the oldest RUNNING events go, counted."""
+
+_ATTEMPTS = 5
+_FINAL_ATTEMPTS = 3
+_RETRY_SECONDS = 0.2
+_STORAGE_ERRORS = (MeshError, DeltaError, OSError, pa.ArrowException)
+
+
+class LineageStore:
+    """Appends events to the table at ``uri``, which is made when first needed.
+
+    The first event of a run and its terminal event are written at once, the ones between at most
+    every ``flush_seconds``. Safe to use from several threads. Delivery is at least once: after a
+    crash inside a commit an event may be there twice, equal in run, type and time.
+
+    Args:
+        uri: where the table lies (:meth:`mesh_assets.names.Layout.lineage`).
+        log: told of a failing flush, of its recovery, and of what was given up.
+        flush_seconds: how long an event may wait in memory.
+    """
+
+    def __init__(self, uri: str, *, log: Callable[[str], None], flush_seconds: float = FLUSH_SECONDS) -> None:
+        self._uri = uri
+        self._log = log
+        self._flush_seconds = flush_seconds
+        self._lock = threading.RLock()
+        self._table: Table | None = None
+        self._buffer: list[dict[str, Any]] = []
+        self._uncertain: tuple[list[FileRef], int] | None = None
+        self._flushed = time.monotonic()
+        self._failure: str | None = None
+        self._dropped_count = 0
+
+    @property
+    def unsent_count(self) -> int:
+        """Events that are in memory only."""
+        return len(self._buffer)
+
+    @property
+    def dropped_count(self) -> int:
+        """Events given up because the table could not be written for too long."""
+        return self._dropped_count
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last flush failed; ``None`` if it succeeded."""
+        return self._failure
+
+    def emit(self, event: RunEvent) -> None:
+        """Take an event over; write it now or soon. Storage errors are logged, not raised."""
+        row = event_row(event)
+        with self._lock:
+            self._buffer.append(row)
+            self._bound()
+            if event.eventType is RunState.RUNNING:
+                self.flush_if_due()
+            else:
+                self.flush()
+
+    def flush_if_due(self) -> bool:
+        """Write what waits, if it has waited long enough; call it where nothing else happens."""
+        with self._lock:
+            if not self._buffer or time.monotonic() - self._flushed < self._flush_seconds:
+                return False
+            return self.flush()
+
+    def flush(self) -> bool:
+        """Write what waits in one commit; whether nothing waits any more."""
+        with self._lock:
+            if not self._buffer:
+                return True
+            count = len(self._buffer)
+            self._flushed = time.monotonic()
+            try:
+                self._append(count)
+            except _STORAGE_ERRORS as error:
+                self._table = None
+                self._failure = str(error)
+                self._log(
+                    f"lineage: {len(self._buffer)} events could not be written to {self._uri} "
+                    f"and will be tried again: {error}"
+                )
+                return False
+            if self._failure is not None:
+                self._failure = None
+                self._log(f"lineage: caught up, {count} events written to {self._uri}")
+            return True
+
+    def close(self) -> bool:
+        """Write what waits, trying a few times; whether everything was written."""
+        for attempt in range(_FINAL_ATTEMPTS):
+            if self.flush():
+                return True
+            time.sleep(_RETRY_SECONDS * 2**attempt)
+        self._log(f"lineage: gave up on {self.unsent_count} events: {self._failure}")
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _append(self, count: int) -> None:
+        """Commit the first ``count`` events and take them out of the buffer."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._append_once(count)
+            except CommitConflict:
+                self._table = None
+                if attempt == _ATTEMPTS:
+                    raise
+                # Another process rewrote the table at the same time: let it finish.
+                time.sleep(_RETRY_SECONDS * attempt)
+            else:
+                return
+
+    def _append_once(self, count: int) -> None:
+        table = self._open()
+        if self._uncertain is not None:
+            # The attempt before may have been committed although it raised.
+            files, held = self._uncertain
+            self._uncertain = None
+            landed = {file.path for file in table.files()}
+            if all(file.path in landed for file in files):
+                del self._buffer[:held]
+                count -= held
+        if count <= 0:
+            return
+        files = table.write(pa.Table.from_pylist(self._buffer[:count], schema=SCHEMA))
+        self._uncertain = files, count
+        table.append(files, transactions={})
+        self._uncertain = None
+        del self._buffer[:count]
+
+    def _open(self) -> Table:
+        if self._table is None:
+            self._table = open_or_create(self._uri)
+        return self._table
+
+    def _bound(self) -> None:
+        if len(self._buffer) <= BUFFER_LIMIT:
+            return
+        running = RunState.RUNNING.value
+        oldest = next((index for index, row in enumerate(self._buffer) if row["event_type"] == running), 0)
+        del self._buffer[oldest]
+        self._uncertain = None
+        self._dropped_count += 1
+        if self._dropped_count % 1000 == 1:
+            self._log(f"lineage: gave up on {self._dropped_count} events so far: {self._failure}")
+
+
+def open_or_create(uri: str) -> Table:
+    """The event table; several processes may come at once to an empty lake."""
+    try:
+        return Table.open(uri)
+    except TableMissing:
+        pass
+    try:
+        return Table.create(
+            uri,
+            SCHEMA,
+            append_only=True,
+            statistics=("event_time", "run_id", "job_namespace", "job_name"),
+            name="lineage",
+            description="OpenLineage run events of the mesh, one row per event.",
+        )
+    except (MeshError, DeltaError, OSError):
+        # Somebody else made it in between; if not, opening says what is wrong.
+        return Table.open(uri)
+
+
+def event_row(event: RunEvent) -> dict[str, Any]:
+    """An event as a row of the table."""
+    return {
+        "event_time": datetime.fromisoformat(event.eventTime),
+        "event_type": event.eventType.value if event.eventType else None,
+        "run_id": event.run.runId,
+        "job_namespace": event.job.namespace,
+        "job_name": event.job.name,
+        "inputs": datasets(event, "inputs"),
+        "outputs": datasets(event, "outputs"),
+        "event": to_json(event),
+    }
+
+
+def read(
+    uri: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    run_id: str | None = None,
+    job: tuple[str, str] | None = None,
+) -> pl.LazyFrame:
+    """Events as a lazy frame, in no particular order; empty while there is no table.
+
+    Args:
+        uri: where the table lies.
+        since: only events at or after this moment.
+        until: only events before this moment.
+        run_id: only events of this run.
+        job: only events of the job with this namespace and name.
+    """
+    try:
+        table = Table.open(uri)
+    except TableMissing:
+        empty = pl.from_arrow(SCHEMA.empty_table())
+        assert isinstance(empty, pl.DataFrame)
+        return empty.lazy()
+    kept = [
+        file
+        for file in table.files()
+        if _may_hold(file, "event_time", since, until)
+        and _may_hold(file, "run_id", run_id, run_id)
+        and (job is None or _may_hold(file, "job_namespace", job[0], job[0]))
+        and (job is None or _may_hold(file, "job_name", job[1], job[1]))
+    ]
+    frame = table.scan(kept)
+    if since is not None:
+        frame = frame.filter(pl.col("event_time") >= since)
+    if until is not None:
+        frame = frame.filter(pl.col("event_time") < until)
+    if run_id is not None:
+        frame = frame.filter(pl.col("run_id") == run_id)
+    if job is not None:
+        frame = frame.filter((pl.col("job_namespace") == job[0]) & (pl.col("job_name") == job[1]))
+    return frame
+
+
+def _may_hold(file: FileRef, column: str, low: str | datetime | None, high: str | datetime | None) -> bool:
+    if low is not None and column in file.high and file.high[column] < low:
+        return False
+    return not (high is not None and column in file.low and file.low[column] > high)

@@ -1,0 +1,1 @@
+"""The embedded default: PostgreSQL from a wheel, the supervisor and the sample organisation."""

@@ -1,0 +1,266 @@
+"""Child processes forked from one warm process, restarted when they end, never left behind.
+
+Everything a child needs is imported once, before the first fork, and shared by all of them. So this
+process must stay single-threaded and must never import the Delta Lake library, which refuses to
+work after a fork.
+
+All children form one process group, led by a *guardian*: a process that does nothing but wait for
+the end of its pipe. When the supervisor ends in whatever way, ``kill -9`` included, the guardian
+stops the group and then the PostgreSQL clusters, so that nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+_FIRST_DESCRIPTOR = 3
+_DESCRIPTOR_LIMIT = 4096
+_BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_SECONDS = 60.0
+_LOG_BYTES = 8 << 20
+_TERMINATE_SECONDS = 6.0
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends; a no-op except on Linux."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal_number)
+
+
+def fork(
+    body: Callable[[], int | None],
+    *,
+    log: Path | None,
+    group: int | None,
+    keep: Sequence[int] = (),
+    release: bool = True,
+) -> int:
+    """Fork a child that runs ``body`` and ends with the exit code that it returns (None: 0).
+
+    Args:
+        body: what the child does; an exception is written to the log and ends it with code 1.
+        log: file that takes the child's output; None keeps this process's.
+        group: process group that the child joins; None makes it the leader of a new one.
+        keep: file descriptors, besides the standard ones, that the child needs.
+        release: whether to freeze the garbage collector first, which keeps memory shared.
+
+    Returns:
+        The child's process id.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if release:
+        gc.collect()
+        gc.freeze()
+    pid = os.fork()
+    if pid:
+        # Both sides do it: whoever comes first, it is done before either goes on.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpgid(pid, group or pid)
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, group or 0)
+        _detach(log, keep)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = body() or 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:  # noqa: BLE001 - the child ends here; its log takes the traceback.
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # Never through the parent's clean-up, nor the Delta library's, which may abort.
+        os._exit(code)
+
+
+def _detach(log: Path | None, keep: Sequence[int]) -> None:
+    """Take /dev/null as input and the log as output; close all other descriptors, the lock's too."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    if log is not None:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+    last = _FIRST_DESCRIPTOR
+    for descriptor in sorted(keep):
+        os.closerange(last, descriptor)
+        last = descriptor + 1
+    os.closerange(last, _DESCRIPTOR_LIMIT)
+
+
+def rotate(log: Path) -> None:
+    """Keep one older log beside the present one, so that logs stay bounded."""
+    if log.exists() and log.stat().st_size > _LOG_BYTES:
+        log.replace(log.with_suffix(log.suffix + ".1"))
+
+
+@dataclass
+class Child:
+    """One process that the supervisor keeps running.
+
+    Attributes:
+        name: how messages and the log file call it.
+        body: what it does, see :func:`fork`.
+        log: file that takes its output.
+        keep: file descriptors that it needs.
+        essential: whether the mesh has not worked if it ended by itself.
+    """
+
+    name: str
+    body: Callable[[], int | None]
+    log: Path
+    keep: Sequence[int] = ()
+    essential: bool = True
+    pid: int | None = None
+    restart_count: int = 0
+    exit_code: int | None = None
+    _started_at: float = 0.0
+    _failures: int = 0
+    _due_at: float = field(default=0.0)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process runs, as far as has been noticed."""
+        return self.pid is not None
+
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since it was last started."""
+        return time.monotonic() - self._started_at
+
+    def start(self, group: int) -> None:
+        """Fork it."""
+        rotate(self.log)
+        self._started_at = time.monotonic()
+        self.exit_code = None
+        self.pid = fork(self.body, log=self.log, group=group, keep=self.keep, release=False)
+
+    def reap(self) -> bool:
+        """Notice its end; True the moment that it is noticed. The next start waits for longer each time."""
+        if self.pid is None:
+            return False
+        done, status = os.waitpid(self.pid, os.WNOHANG)
+        if not done:
+            return False
+        self.exit_code = os.waitstatus_to_exitcode(status)
+        self.pid = None
+        if self.age_seconds > _STEADY_SECONDS:
+            self._failures = 0
+        self._due_at = time.monotonic() + self.backoff_seconds
+        self._failures += 1
+        return True
+
+    @property
+    def backoff_seconds(self) -> float:
+        """How long the next restart waits."""
+        return _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]
+
+    def restart_when_due(self, group: int) -> bool:
+        """Start it again if it ended and its waiting time is over; True if it was started."""
+        if self.running or time.monotonic() < self._due_at:
+            return False
+        self.start(group)
+        self.restart_count += 1
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def stop(self, timeout_seconds: float) -> None:
+        """Ask it to end, wait, and kill it at the deadline."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + timeout_seconds
+        while self.running and not self.reap():
+            if time.monotonic() > deadline:
+                self.signal(signal.SIGKILL)
+                deadline = float("inf")
+            time.sleep(0.02)
+
+
+class Guardian:
+    """The leader of the children's process group, which ends everything if the supervisor cannot.
+
+    Args:
+        finish: what to do after the group has ended: stop the clusters, remove temporary folders.
+        log: file that takes its output.
+    """
+
+    def __init__(self, finish: Callable[[], None], log: Path) -> None:
+        reading, self._writing = os.pipe()
+
+        def body() -> int:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            if os.read(reading, 1):
+                return 0
+            stop_group(os.getpgrp())
+            finish()
+            return 0
+
+        self.pid = fork(body, log=log, group=None, keep=(reading,))
+        os.close(reading)
+
+    @property
+    def group(self) -> int:
+        """The children's process group."""
+        return self.pid
+
+    def dismiss(self) -> None:
+        """Let it end without doing anything: the supervisor has stopped everything itself."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._writing, b".")
+        os.close(self._writing)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def group_members(group: int) -> list[int]:
+    """Process ids of a process group except for its leader, zombies left out."""
+    members = []
+    for process in psutil.process_iter(["pid", "status"]):
+        if process.info["status"] == psutil.STATUS_ZOMBIE or process.pid == group:
+            continue
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group:
+                members.append(process.pid)
+    return members
+
+
+def stop_group(group: int) -> None:
+    """Ask all members of a process group to end, and kill those that have not after some seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _TERMINATE_SECONDS
+        members = group_members(group)
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while members and time.monotonic() < deadline:
+            time.sleep(0.05)
+            members = group_members(group)
+        if not members:
+            return

@@ -1,0 +1,191 @@
+"""Asset specifications of a product's tables, made from its contract."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+
+import dagster as dg
+
+from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.model import ColumnContract, TableContract
+from mesh_assets.errors import MeshError
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.settings import Settings
+
+COLUMN_SCHEMA = "dagster/column_schema"
+ROW_COUNT = "dagster/row_count"
+TABLE_NAME = "dagster/table_name"
+URI = "dagster/uri"
+SOURCE = "mesh/source"
+
+LOG_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "_seq": ("bigint", "Our own dense order within this log, from 0."),
+    "_op": ("string", "c created, u updated, d deleted, r read by a snapshot, t truncated."),
+    "_position": ("bigint", "Commit LSN at the source."),
+    "_ordinal": ("bigint", "Order within the transaction, from 0."),
+    "_xid": ("bigint", "Transaction at the source; 0 for a snapshot."),
+    "_committed_at": ("timestamp", "When the transaction was committed at the source."),
+    "_captured_at": ("timestamp", "When the change was captured."),
+    "_schema_version": ("int", "Version of the source table's schema."),
+    "_unchanged": ("list<string>", "Columns that the source did not send because they did not change."),
+    "_before": ("struct", "The row before the change, as far as the replica identity gives it."),
+    "_exact": ("map<string, string>", "Exact text of values that do not fit their column's type."),
+    "_rejected_by": ("list<string>", "Blocking expectations that the change failed."),
+}
+"""Columns that a change log has besides the row's: name -> (type, meaning)."""
+
+_MIN_FRESHNESS = timedelta(minutes=5)
+_CLASSIFICATIONS = ("public", "internal", "confidential", "restricted")
+
+
+def asset_key(name: ProductName, kind: str, table: str) -> dg.AssetKey:
+    """Dagster's key of one table of a product."""
+    return dg.AssetKey(name.asset_key(kind, table))
+
+
+def asset_specs(product: Product, settings: Settings) -> list[dg.AssetSpec]:
+    """Two assets per table: its change log, and its current rows folded from that."""
+    return [
+        spec
+        for table in product.contract.tables
+        for spec in (_changes(product, table, settings), _current(product, table, settings))
+    ]
+
+
+def freshness_window(product: Product) -> timedelta | None:
+    """How old a product's last report may be, from the contract's promise of latency.
+
+    Dagster judges the age of the last report, and an idle product is reported only now and then:
+    hence at least five minutes. The promise itself is measured as lag.
+    """
+    promise = product.contract.promise("latency")
+    if promise is None or promise.seconds is None:
+        return None
+    return max(_MIN_FRESHNESS, timedelta(seconds=promise.seconds))
+
+
+def column_schema(columns: Sequence[ColumnContract], *, log: bool = False) -> dg.TableSchema:
+    """Dagster's column schema of a table, or of its change log."""
+    return dg.TableSchema(columns=[*map(_column, columns), *(_log_columns() if log else ())])
+
+
+def broken_spec(name: ProductName, error: MeshError) -> dg.AssetSpec:
+    """The asset that stands in for a product whose definition is wrong."""
+    return dg.AssetSpec(
+        key=[name.domain, name.product],
+        group_name=name.product,
+        description=f"**This product is not loaded.**\n\n```\n{error}\n```",
+        kinds={"broken"},
+        tags={"mesh/state": "broken"},
+    )
+
+
+def _changes(product: Product, table: TableContract, settings: Settings) -> dg.AssetSpec:
+    return _spec(
+        product,
+        table,
+        CHANGES,
+        settings,
+        kinds={"deltalake", "postgres"},
+        description=(
+            f"Every change of `{table.physical_name}` at source `{product.definition.source}`, in order, "
+            f"append-only. {_text(product, table)}"
+        ),
+    )
+
+
+def _current(product: Product, table: TableContract, settings: Settings) -> dg.AssetSpec:
+    window = freshness_window(product)
+    return _spec(
+        product,
+        table,
+        CURRENT,
+        settings,
+        kinds={"deltalake", "polars"},
+        description=(
+            f"The latest row of every key of `{table.name}`, folded from its change log. "
+            f"Reads through the mesh add what is not folded yet. {_text(product, table)}"
+        ),
+        deps=[asset_key(product.name, CHANGES, table.name)],
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window, warn_window=window * 0.7)
+        if window
+        else None,
+    )
+
+
+def _text(product: Product, table: TableContract) -> str:
+    parts = [table.description or product.contract.description]
+    if product.contract.usage:
+        parts.append(f"\n\n**Usage.** {product.contract.usage}")
+    if product.contract.limitations:
+        parts.append(f"\n\n**Limitations.** {product.contract.limitations}")
+    return " ".join(part for part in parts if part)
+
+
+def _spec(
+    product: Product,
+    table: TableContract,
+    kind: str,
+    settings: Settings,
+    *,
+    kinds: set[str],
+    description: str,
+    deps: Sequence[dg.AssetKey] = (),
+    freshness_policy: dg.FreshnessPolicy | None = None,
+) -> dg.AssetSpec:
+    contract, name = product.contract, product.name
+    classified = [c.classification for c in table.columns if c.classification in _CLASSIFICATIONS]
+    tags = {"mesh/layer": kind, "mesh/product": str(name)}
+    if classified:
+        tags["mesh/classification"] = max(classified, key=_CLASSIFICATIONS.index)
+    references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
+        dg.LocalFileCodeReference(
+            file_path=str(contract.path.absolute()), line_number=table.line, label="contract"
+        )
+    ]
+    return dg.AssetSpec(
+        key=asset_key(name, kind, table.name),
+        group_name=name.product,
+        kinds=kinds,
+        owners=list(contract.owners),
+        code_version=f"{contract.version}-{contract.hash[:8]}",
+        description=description,
+        deps=list(deps),
+        freshness_policy=freshness_policy,
+        tags=tags,
+        metadata={
+            COLUMN_SCHEMA: column_schema(table.columns, log=kind == CHANGES),
+            TABLE_NAME: f"{name}.{table.name}",
+            URI: Layout(settings.lake_root).table(name, kind, table.name),
+            SOURCE: f"{name.domain}.{product.definition.source}",
+            "mesh/contract": contract.id,
+            "mesh/contract_version": contract.version,
+            "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references),
+        },
+    )
+
+
+def _column(column: ColumnContract) -> dg.TableColumn:
+    other = ["primary key"] if column.key else []
+    tags = {"mesh/classification": column.classification} if column.classification else {}
+    return dg.TableColumn(
+        name=column.name,
+        type=column.physical_type or column.logical_type,
+        description=column.description or column.business_name or None,
+        constraints=dg.TableColumnConstraints(
+            nullable=not (column.required or column.key), unique=column.unique, other=other
+        ),
+        tags=tags,
+    )
+
+
+def _log_columns() -> Iterator[dg.TableColumn]:
+    for name, (kind, meaning) in LOG_COLUMNS.items():
+        yield dg.TableColumn(name=name, type=kind, description=meaning)
+
+
+def fingerprint(text: str) -> str:
+    """A short name for a longer text, for cursors and tags."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""What a shift has to do: one source, the product tables that it feeds, and where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh_assets.cdc.source import SourceConfig
+from mesh_assets.contract.discovery import Discovery
+from mesh_assets.errors import ContractError, UnknownName
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, publication_name, slot_name
+from mesh_assets.settings import Settings
+
+
+@dataclass(frozen=True)
+class Target:
+    """One product table and the source table that feeds it.
+
+    Attributes:
+        source_table: ``schema.table`` at the source.
+        key: the contract's primary key.
+        changes_uri: its change log.
+        current_uri: its current table.
+    """
+
+    name: ProductName
+    table: str
+    source_table: str
+    key: tuple[str, ...]
+    changes_uri: str
+    current_uri: str
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """One source and everything that it feeds.
+
+    Attributes:
+        contract_hashes: by product, as they were when the plan was made.
+        contract_files: their files and the fingerprint of each, to notice a change cheaply.
+    """
+
+    source: SourceConfig
+    layout: Layout
+    targets: tuple[Target, ...]
+    contract_hashes: dict[ProductName, str]
+    contract_files: dict[Path, str]
+
+    @property
+    def products(self) -> tuple[ProductName, ...]:
+        """The products fed, sorted."""
+        return tuple(sorted(self.contract_hashes))
+
+    def part_uri(self, part: str) -> str:
+        """A table of the source: ledger, parking, schemas or gaps."""
+        return self.layout.source(self.source.domain, self.source.name, part)
+
+    def contracts_changed(self) -> bool:
+        """Whether a contract file differs from what the plan was made of."""
+        return any(_fingerprint(path) != known for path, known in self.contract_files.items())
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def capture_plan(settings: Settings, discovery: Discovery, domain: str, source: str) -> CapturePlan:
+    """Plan the capture of one source.
+
+    Raises:
+        UnknownName: if the domain or source does not exist, or feeds no product.
+        SettingError: if the source's address is not known.
+    """
+    if domain not in discovery.domains:
+        for folder, error in discovery.broken:
+            if folder.name == domain:
+                raise error
+        raise UnknownName.of("domain", domain, discovery.domains)
+    sources = discovery.domains[domain].sources
+    if source not in sources:
+        raise UnknownName.of(f"source in {domain}", source, sources)
+    publishers = discovery.publishers(domain, source)
+    if not publishers:
+        broken = [error for folder, error in discovery.broken if folder.parent.name == domain]
+        if broken:
+            raise ContractError("\n".join(str(error) for error in broken))
+        raise UnknownName(
+            f"no product subscribes to source {domain}.{source}",
+            hint=f"add a folder products/{domain}/<product> with contract.yaml and defs.yaml",
+        )
+    layout = Layout(settings.lake_root)
+    targets = tuple(
+        Target(
+            product.name,
+            table.name,
+            source_table,
+            table.key,
+            layout.table(product.name, CHANGES, table.name),
+            layout.table(product.name, CURRENT, table.name),
+        )
+        for source_table, (product, table) in sorted(publishers.items())
+    )
+    contracts = {product.name: product.contract for product, _ in publishers.values()}
+    return CapturePlan(
+        SourceConfig(
+            domain=domain,
+            name=source,
+            url=settings.source_url(domain, source),
+            tables=tuple(target.source_table for target in targets),
+            slot=slot_name(domain, source),
+            publication=publication_name(domain, source),
+        ),
+        layout,
+        targets,
+        {name: contract.hash for name, contract in contracts.items()},
+        {contract.path: _fingerprint(contract.path) for contract in contracts.values()},
+    )

@@ -1,0 +1,181 @@
+"""A source, an application, a lake, and shifts that run as processes of their own and can be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psycopg
+from tests.crash import workload
+
+from mesh_assets.cdc.decode import Decoder
+from mesh_assets.cdc.source import Source, SourceConfig
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.names import Layout, ProductName
+from mesh_assets.parity import ParityResult, parity
+from mesh_assets.plan import CapturePlan, Target
+
+WITNESS = "witness"
+PRODUCT = ProductName("shop", "everything")
+
+
+def plan_for(url: str, lake: Path | str) -> CapturePlan:
+    """One product over all tables of the test application."""
+    layout = Layout(str(lake))
+    targets = tuple(
+        Target(
+            PRODUCT,
+            table,
+            source_table,
+            key,
+            layout.table(PRODUCT, "changes", table),
+            layout.table(PRODUCT, "current", table),
+        )
+        for source_table, (table, key) in sorted(workload.TABLES.items())
+    )
+    name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+    return CapturePlan(
+        SourceConfig(
+            domain="shop",
+            name="app",
+            url=url,
+            tables=tuple(workload.TABLES),
+            slot=f"mesh_{name}",
+            publication="mesh_shop_app",
+        ),
+        layout,
+        targets,
+        {PRODUCT: "0" * 64},
+        {},
+    )
+
+
+@dataclass
+class Verdict:
+    """What the lake lacks or has twice, held against an independent reading of the source's log."""
+
+    changes: int = 0
+    lost: int = 0
+    doubled: int = 0
+    parity: dict[str, ParityResult] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing lost, nothing doubled, and every table equal at one position."""
+        return not self.lost and not self.doubled and all(result.equal for result in self.parity.values())
+
+
+class World:
+    """One test's world. The witness is a second slot that nobody but the test reads."""
+
+    def __init__(self, url: str, lake: Path, seed: int) -> None:
+        self.url = url
+        self.plan = plan_for(url, lake)
+        self.lake = lake
+        self.kills = 0
+        workload.create(url)
+        self.application = workload.Application(url, seed)
+
+    def witness(self) -> None:
+        """Begin to watch; only after the first shift has created the publication."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(
+                "select pg_create_logical_replication_slot(%s, 'pgoutput')", (self._witness_slot,)
+            )
+
+    @property
+    def _witness_slot(self) -> str:
+        return f"{WITNESS}_{self.plan.source.slot}"
+
+    def shift(
+        self, *, failpoint: str = "", kill_after_seconds: float | None = None, timeout_seconds: float = 120
+    ) -> int:
+        """Run one shift as a process; returns its exit code (-9 when it was killed)."""
+        environment = dict(os.environ, MESH_FAILPOINT=failpoint)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.shift", self.url, str(self.lake)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            output, errors = process.communicate(timeout=kill_after_seconds or timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            output, errors = process.communicate()
+            if kill_after_seconds is None:
+                raise AssertionError(f"the shift hung:\n{output}\n{errors}") from None
+        if process.returncode == -signal.SIGKILL:
+            self.kills += 1
+        elif process.returncode:
+            raise AssertionError(f"the shift failed with {process.returncode}:\n{output}\n{errors}")
+        return process.returncode
+
+    def expected(self) -> dict[str, list[tuple[int, int, str]]]:
+        """Every change since :meth:`witness`: ``schema.table`` -> (commit LSN, ordinal, op)."""
+        with Source(self.plan.source) as source, psycopg.connect(self.url, autocommit=True) as connection:
+            decoder = Decoder(
+                source.resolve, key_of=lambda _, schema, name: workload.TABLES[f"{schema}.{name}"][1]
+            )
+            cursor = connection.execute(
+                "select data from pg_logical_slot_peek_binary_changes(%s, null, null, 'proto_version', '1', "
+                "'publication_names', %s)",
+                (self._witness_slot, self.plan.source.publication),
+                binary=True,
+            )
+            frames = bytearray()
+            for (message,) in cursor:
+                frames += b"d" + (len(message) + 29).to_bytes(4, "big") + b"w" + bytes(24) + message
+            buffer = np.frombuffer(bytes(frames), np.uint8)
+            start = 0
+            changes: dict[str, list[tuple[int, int, str]]] = {}
+            while start < len(buffer):
+                start = decoder.decode(buffer, start, len(buffer))
+            for relation, frame in decoder.take().segments:
+                rows = zip(
+                    frame["_position"].to_pylist(),
+                    frame["_ordinal"].to_pylist(),
+                    frame["_op"].to_pylist(),
+                    strict=True,
+                )
+                changes.setdefault(relation.qualified_name, []).extend(rows)
+        return changes
+
+    def verify(self) -> Verdict:
+        """Hold the lake against the source and the witness."""
+        verdict = Verdict()
+        for source_table, expected in self.expected().items():
+            target = next(one for one in self.plan.targets if one.source_table == source_table)
+            log = ChangeLog.open(target.changes_uri)
+            rows = log.scan(columns=["_seq", "_position", "_ordinal", "_op"]).collect().sort("_seq")
+            assert rows["_seq"].to_list() == list(range(rows.height)), "_seq is not dense"
+            held = Counter(
+                row for row in rows.select("_position", "_ordinal", "_op").iter_rows() if row[2] != "r"
+            )
+            wanted = Counter(expected)
+            begun = min(wanted)[0]
+            held = Counter({row: count for row, count in held.items() if row[0] >= begun})
+            verdict.changes += wanted.total()
+            verdict.lost += (wanted - held).total()
+            verdict.doubled += (held - wanted).total()
+        for target in self.plan.targets:
+            verdict.parity[target.source_table] = parity(self.plan, target)
+        return verdict
+
+    def close(self) -> None:
+        """Disconnect and drop the slots."""
+        self.application.close()
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for slot in (self.plan.source.slot, self._witness_slot):
+                connection.execute(
+                    "select pg_drop_replication_slot(slot_name) from pg_replication_slots "
+                    "where slot_name = %s and not active",
+                    (slot,),
+                )
