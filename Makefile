@@ -66,7 +66,7 @@ clean: ## delete the virtual environment and caches; the mesh's data stays (see 
 	find mesh_assets products tests -name __pycache__ -prune -exec rm -rf {} +
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
-	--no-header --no-emit-index-url --no-emit-find-links
+	--no-header --no-strip-extras --no-emit-index-url --no-emit-find-links
 
 # What a user has set for pip also holds for uv, which reads variables of its own only.
 FOR_UV = \
@@ -84,7 +84,7 @@ define INSTALL
 	@( $(FOR_UV); [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python --no-build-isolation \
 			--require-hashes --compile-bytecode --requirement $(1) ) \
 		|| { echo "installing $(1) with pip instead"; \
-			$(BIN)/python -m pip install --no-build-isolation --require-hashes --requirement $(1); }
+			$(BIN)/python -m pip install --no-deps --no-build-isolation --require-hashes --requirement $(1); }
 endef
 
 # The project itself, editable; setuptools comes from the lock, so nothing is fetched.
@@ -121,10 +121,8 @@ $(VENV)/.installer: requirements-uv.lock $(VENV)/.created
 $(VENV)/.runtime: requirements.lock pyproject.toml $(VENV)/.installer
 	$(call INSTALL,requirements.lock)
 	$(INSTALL_PROJECT)
-	@if [ -f mesh_assets/cdc/kernel.py ]; then \
-		echo "compiling the decoder"; \
-		$(BIN)/python -c 'from mesh_assets.cdc.decode import warm; warm()'; \
-	fi
+	@echo "compiling the decoder"
+	@$(BIN)/python -m mesh_assets.cdc.warm
 	@touch $@
 
 $(VENV)/.development: requirements-dev.lock $(VENV)/.runtime

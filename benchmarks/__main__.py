@@ -29,13 +29,14 @@ def main() -> int:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}; all if left out"
     )
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="the same as NAME")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the amounts of data")
     parser.add_argument(
         "--folder", type=Path, default=_PROJECT / ".mesh" / "benchmarks", help="where to keep data meanwhile"
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is not met")
     arguments = parser.parse_args()
-    names = [name for text in arguments.names for name in text.replace(",", " ").split()]
+    names = [name for text in [*arguments.names, *arguments.only] for name in text.replace(",", " ").split()]
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
     console = Console(width=None if sys.stdout.isatty() else 140)

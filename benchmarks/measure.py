@@ -98,9 +98,11 @@ class Sampler:
         *,
         memory: Mapping[str, ProcessSource] | None = None,
         cpu: Mapping[str, ProcessSource] | None = None,
+        seconds: float = _CPU_SECONDS,
     ) -> None:
         self._memory, self._cpu = dict(memory or {}), dict(cpu or {})
         self._usage = {name: _Usage() for name in (*self._memory, *self._cpu)}
+        self._seconds = seconds
         self._began = time.time()
         self._failure: Exception | None = None
         self._total_peak = 0
@@ -144,7 +146,7 @@ class Sampler:
                 next_memory = time.monotonic() + _MEMORY_SECONDS
             if stopping:
                 return
-            self._stop.wait(_CPU_SECONDS if self._cpu else _MEMORY_SECONDS)
+            self._stop.wait(self._seconds if self._cpu else _MEMORY_SECONDS)
 
     def _sample_cpu(self) -> None:
         for name, source in self._cpu.items():

@@ -11,8 +11,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mesh_assets import failpoint
 from mesh_assets.cdc.decode import Batch, Decoder
@@ -21,22 +25,23 @@ from mesh_assets.cdc.parking import ParkingLog
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.schema import SchemaLog
 from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
-from mesh_assets.cdc.source import Source, System
+from mesh_assets.cdc.source import Source
 from mesh_assets.cdc.stream import ReplicationStream
 from mesh_assets.errors import (
     ContractError,
     IdentityMissing,
     MeshError,
     MigrationRefused,
+    SnapshotBlocked,
+    SnapshotStale,
     SourceNotReady,
     TableRefused,
     UnknownName,
 )
 from mesh_assets.housekeeping import Housekeeper
 from mesh_assets.lake.ledger import Ledger, LedgerRow
-from mesh_assets.lake.upkeep import recover
+from mesh_assets.lake.recovery import recover
 from mesh_assets.landing import Landing, SnapshotLanding
-from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan
 from mesh_assets.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
 from mesh_assets.shift_lineage import ShiftLineage
@@ -47,6 +52,7 @@ _TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
 """What is wrong with one table only: the others go on."""
 
 _POLL_SECONDS = 0.2
+_SNAPSHOT_ATTEMPTS = 5
 
 
 class Shift:
@@ -74,6 +80,8 @@ class Shift:
         self.result = ShiftResult()
         self._landings: dict[str, Landing] = {}
         self._announced: dict[int, str] = {}
+        self._backfill: ExportedSnapshot | None = None
+        self._held_open = ExitStack()
 
     def run(self) -> ShiftResult:
         """Drain until idle, out of budget, cancelled or overtaken by a new contract.
@@ -103,13 +111,11 @@ class Shift:
         plan, now = self.plan, datetime.now(UTC)
         relations, unfit = _preflight(plan, source)
         self._system = source.system()
+        self._recover()
         self._ledger = Ledger(plan.part_uri("ledger"))
         self._gaps = GapLog(plan.part_uri("gaps"))
         self._parking = ParkingLog(plan.part_uri("parking"))
         schemas = SchemaLog(plan.part_uri("schemas"))
-        for target in plan.targets:
-            for aside in recover(target.changes_uri):
-                self.observer.message(f"{target.name}.{target.table}: unreadable commit moved to {aside}")
         self._cutter = Cutter(plan, self.run_id)
         with Source(replace(plan.source, tables=tuple(relations))) as publisher:
             self._begin(publisher)
@@ -123,6 +129,20 @@ class Shift:
                 self._unpark(source, landing)
             except (MigrationRefused, *_TABLE_ERRORS) as refusal:
                 self._refuse(landing, refusal)
+
+    def _recover(self) -> None:
+        """Move aside what a power cut left unreadable; it was not acknowledged and comes again."""
+        plan = self.plan
+        moved = recover(plan.part_uri("ledger"))
+        last = Ledger(plan.part_uri("ledger")).latest()
+        held = last.tables if last else {}
+        for target in plan.targets:
+            seq = held.get(target.source_table, -1)
+            moved += recover(target.changes_uri, {"seq": seq} if seq >= 0 else {})
+        for uri in (*map(plan.layout.versions, plan.products), plan.part_uri("parking")):
+            moved += recover(uri)
+        for address in moved:
+            self.observer.message(f"unreadable after a crash, moved aside: {address}")
 
     def _begin(self, source: Source) -> None:
         """Continue the ledger on its slot, or record why that cannot be and begin again."""
@@ -162,19 +182,28 @@ class Shift:
     def _snapshot(self, source: Source) -> bool:
         """Read every table that is not wholly held; False if cancelled meanwhile."""
         since = self._gaps.latest_lsn()
-        wanted = [
-            landing
-            for landing in self._landings.values()
-            if landing.refused is None and landing.snapshot_wanted(since)
-        ]
-        if not wanted:
-            return True
-        with ExportedSnapshot(source) as snapshot:
-            for landing in wanted:
-                if not self._read(source, snapshot, landing):
-                    self.result.reason = "cancelled"
-                    return False
-            self._cut(snapshot.lsn - 1, snapshot.lsn - 1, final=True)
+
+        def wanted() -> list[Landing]:
+            present = (one for one in self._landings.values() if one.refused is None)
+            return [landing for landing in present if landing.snapshot_wanted(since)]
+
+        for attempt in range(_SNAPSHOT_ATTEMPTS):
+            landings = wanted()
+            if not landings:
+                break
+            with ExportedSnapshot(source) as snapshot:
+                for landing in landings:
+                    try:
+                        if not self._read(source, snapshot, landing):
+                            self.result.reason = "cancelled"
+                            return False
+                    except SnapshotStale as stale:
+                        if attempt == _SNAPSHOT_ATTEMPTS - 1:
+                            raise
+                        self.observer.message(f"{stale.message}; it is read again")
+                if len(landings) == len(self._landings) and not wanted():
+                    # All tables at one position: a cut. Otherwise the stream brings the first one.
+                    self._cut(snapshot.lsn - 1, snapshot.lsn - 1, final=True)
         failpoint.reach("snapshot.done")
         return True
 
@@ -192,6 +221,35 @@ class Shift:
         self.observer.message(f"{table}: {count:,} rows read in {time.monotonic() - started:.1f} s")
         return True
 
+    # -- backfill -----------------------------------------------------------------------------
+
+    def _begin_backfill(self, source: Source) -> None:
+        """Take a snapshot for tables that gained a column with a value, to be read in its turn."""
+        if self._backfill is not None or not any(one.backfill_wanted for one in self._landings.values()):
+            return
+        try:
+            self._backfill = self._held_open.enter_context(ExportedSnapshot(source))
+        except SnapshotBlocked as blocked:
+            self.observer.message(f"a backfill waits: {blocked}")
+            return
+        source.heartbeat()
+
+    def _run_backfill(self, source: Source, batch: Batch | None) -> None:
+        """Read the snapshot between the changes before it, which land first, and those after it."""
+        snapshot = self._backfill
+        if snapshot is None:
+            return
+        wanted = [landing for landing in self._landings.values() if landing.backfill_wanted]
+        for relation, frame in batch.segments if batch else ():
+            landing = self._landings[relation.qualified_name]
+            if landing in wanted:
+                before = frame.filter(pc.less(frame["_position"], snapshot.lsn))
+                self._land_frame(landing, relation, before)
+        for landing in wanted:
+            self._read(source, snapshot, landing)
+        self._backfill = None
+        self._held_open.close()
+
     # -- drain --------------------------------------------------------------------------------
 
     def _drain(self, source: Source) -> None:
@@ -204,6 +262,7 @@ class Shift:
             self._stream(source, decoder, stream)
         finally:
             stream.close()
+            self._held_open.close()
 
     def _stream(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         budget, observer = self.budget, self.observer
@@ -227,10 +286,13 @@ class Shift:
             elif quiet_since is None and now - changed > budget.idle_seconds / 2:
                 quiet_since = source.now()
             if self._due(decoder, now - landed):
-                self._land(decoder.take(), stream)
+                self._land(source, decoder.take(), stream)
                 landed = now = time.monotonic()
             self._report_folds()
             self._lineage.flush_if_due()
+            self._begin_backfill(source)
+            if self._backfill is not None and _passed(decoder, self._backfill.lsn):
+                self._run_backfill(source, None)
             if now - looked > _LOOK_SECONDS:
                 looked = now
                 self._acknowledge(decoder, stream, quiet_since)
@@ -240,14 +302,17 @@ class Shift:
             if observer.cancelled():
                 self.result.reason = "cancelled"
                 break
-            if not decoder.row_count and now - changed > budget.idle_seconds:
+            quiet = not decoder.row_count and self._backfill is None
+            if quiet and now - changed > budget.idle_seconds:
                 break
             if now - self._started > budget.max_seconds and observer.relieved():
                 self.result.reason = "budget"
                 break
         if decoder.row_count:
-            self._land(decoder.take(), stream)
-        self._cut(self._held_lsn, self._held_lsn, final=True)
+            self._land(source, decoder.take(), stream)
+        idle = quiet_since is not None and _passed(decoder, self._held_lsn)
+        reached = decoder.wal_end if idle else self._held_lsn
+        self._cut(reached, reached, final=True)
         self._acknowledge(decoder, stream, quiet_since)
 
     def _due(self, decoder: Decoder, seconds_since_landing: float) -> bool:
@@ -276,16 +341,24 @@ class Shift:
         landing = self._landings.get(f"{schema}.{name}")
         return landing.target.key if landing else ()
 
-    def _land(self, batch: Batch, stream: ReplicationStream) -> None:
+    def _land_frame(self, landing: Landing, relation: Relation, frame: pa.Table) -> TableReport | None:
+        appended = landing.land(relation, frame, datetime.now(UTC))
+        if appended is None:
+            return None
+        report = landing.report(appended)
+        self._lineage.appended(report)
+        return report
+
+    def _land(self, source: Source, batch: Batch, stream: ReplicationStream) -> None:
         """Make one batch durable in the order that this module promises, then acknowledge it."""
-        started, now = time.monotonic(), datetime.now(UTC)
+        started = time.monotonic()
         failpoint.reach("append.before")
         reports: list[TableReport] = []
+        if self._backfill is not None and batch.position[0] >= self._backfill.lsn:
+            self._run_backfill(source, batch)
         for number, (relation, frame) in enumerate(batch.segments):
-            landing = self._landings[relation.qualified_name]
-            if appended := landing.land(relation, frame, now):
-                reports.append(landing.report(appended))
-                self._lineage.appended(reports[-1])
+            if report := self._land_frame(self._landings[relation.qualified_name], relation, frame):
+                reports.append(report)
             if number == 0:
                 failpoint.reach("append.first")
             elif number < len(batch.segments) - 1:
@@ -298,7 +371,7 @@ class Shift:
             self._record(batch.commit_lsn, batch.end_lsn, committed_at)
             stream.acknowledge(batch.end_lsn)
             failpoint.reach("acknowledge.after")
-        report = BatchReport(
+        done = BatchReport(
             reports,
             batch.commit_lsn,
             batch.end_lsn,
@@ -308,8 +381,8 @@ class Shift:
             parked_count,
             time.monotonic() - started,
         )
-        self.result.add(report)
-        self.observer.batch(report)
+        self.result.add(done)
+        self.observer.batch(done)
 
     def _park(self, batch: Batch) -> int:
         """Keep the raw changes of tables that cannot take them."""
@@ -357,9 +430,7 @@ class Shift:
         """The last ``_seq`` of every table that was opened."""
         return {table: landing.log.seq for table, landing in self._landings.items() if landing.opened}
 
-    def _acknowledge(
-        self, decoder: Decoder, stream: ReplicationStream, quiet_since: datetime | None
-    ) -> None:
+    def _acknowledge(self, decoder: Decoder, stream: ReplicationStream, quiet_since: datetime | None) -> None:
         """Move ledger and slot over WAL that holds nothing of ours, so that it is not retained.
 
         ``quiet_since`` is a moment of the source's clock after which the stream had time to say more.
@@ -374,6 +445,11 @@ class Shift:
         for report in self._housekeeper.reports():
             self._lineage.fold(report)
             self.observer.fold(report)
+
+
+def _passed(decoder: Decoder, lsn: int) -> bool:
+    """Whether the server has sent everything before ``lsn`` and all of it was taken."""
+    return not decoder.row_count and not decoder.in_transaction and decoder.wal_end >= lsn
 
 
 def _moment(micros: int) -> datetime:

@@ -22,12 +22,15 @@ from mesh_assets.cdc.snapshot import ExportedSnapshot, SnapshotChunk
 from mesh_assets.errors import MeshError, MigrationRefused
 from mesh_assets.lake.checksum import Held
 from mesh_assets.lake.log import Appended, ChangeLog
+from mesh_assets.lake.read import rows_at
 from mesh_assets.lake.table import Table
 from mesh_assets.plan import Target
 from mesh_assets.report import TableReport
 
-_SNAPSHOT_DONE = "snapshot/done"
+_SNAPSHOT = "snapshot"
 _SNAPSHOT_LSN = "snapshot/lsn"
+_READING, _DONE, _BACKFILL = 0, 1, 2
+"""States of a table's snapshot, kept as an app transaction of its log."""
 _LAST_ORDINAL = 2**62
 
 
@@ -59,7 +62,6 @@ class Landing:
         self.target = target
         self.refused: MeshError | None = None
         self.op_count: Counter[str] = Counter()
-        self.backfill_wanted = False
         self._counted = Since()
         self._log: ChangeLog | None = None
         self._source = source
@@ -121,13 +123,13 @@ class Landing:
         """Add the columns that ``relation`` (from the catalog) has beyond the known version."""
         added = added_columns(self._version, relation)
         if added:
-            missing = [c for c in added if c.name not in self.log.row_schema.names]
-            self.log.add_columns(pa.schema([pa.field(c.name, c.arrow) for c in missing]))
+            self.log.add_columns([pa.field(column.name, column.arrow) for column in added])
+            if any(column.missing is not None for column in added) and not self.snapshot_wanted(0):
+                # The log says nothing of the value that older rows now have: read them again.
+                self._mark(_BACKFILL, at)
             version = SchemaVersion.of(relation, self._version.number + 1)
             self._schemas.record([version], at)
             self._version = version
-            if any(column.missing is not None for column in added):
-                self.backfill_wanted = True
         self.relation = relation
 
     def _follow(self, streamed: Relation, at: datetime) -> None:
@@ -148,8 +150,13 @@ class Landing:
 
     def snapshot_wanted(self, since_lsn: int) -> bool:
         """Whether no whole snapshot from ``since_lsn`` on is held."""
-        done = self.log.transaction(_SNAPSHOT_DONE) or 0
-        return not done or (self.log.transaction(_SNAPSHOT_LSN) or 0) < since_lsn
+        state = self.log.transaction(_SNAPSHOT) or _READING
+        return state == _READING or (self.log.transaction(_SNAPSHOT_LSN) or 0) < since_lsn
+
+    @property
+    def backfill_wanted(self) -> bool:
+        """Whether rows have to be read again for a column that was added with a value."""
+        return self.opened and self.log.transaction(_SNAPSHOT) == _BACKFILL
 
     def report(self, appended: Appended) -> TableReport:
         """One append, for whoever watches the shift."""
@@ -194,11 +201,19 @@ class Landing:
         Changes committed before the snapshot's consistent point are contained in it: the position
         moves up to it in the same commit, so that the stream's are dropped.
         """
-        appended = self._append(
-            frame, (lsn - 1, _LAST_ORDINAL), at, {_SNAPSHOT_LSN: lsn, _SNAPSHOT_DONE: int(done)}
-        )
+        state = _DONE if done else self._reading()
+        appended = self._append(frame, (lsn - 1, _LAST_ORDINAL), at, {_SNAPSHOT_LSN: lsn, _SNAPSHOT: state})
         failpoint.reach("snapshot.chunk")
         return appended
+
+    def _reading(self) -> int:
+        return _BACKFILL if self.backfill_wanted else _READING
+
+    def _mark(self, state: int, at: datetime) -> None:
+        """Commit a snapshot state alone."""
+        nothing = self.relation.frame_schema.empty_table()
+        lsn = self.log.transaction(_SNAPSHOT_LSN) or 0
+        self._append(nothing, self.position, at, {_SNAPSHOT_LSN: lsn, _SNAPSHOT: state})
 
     def _append(
         self, frame: pa.Table, position: tuple[int, int], at: datetime, transactions: dict[str, int]
@@ -278,7 +293,7 @@ class SnapshotLanding:
 
     def _batches(self) -> Iterator[pl.DataFrame]:
         landing = self._landing
-        rows = latest(landing.log, landing.log.seq, columns=self._columns)
+        rows = rows_at(landing.log, landing.target.current_uri, landing.log.seq, columns=self._columns)
         yield from rows.collect_batches(chunk_size=250_000)
 
 

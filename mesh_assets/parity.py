@@ -257,21 +257,21 @@ def _differences(
             parts.append(
                 chosen.select(key)
                 .hstack(key_hash(chosen, key))
-                .with_columns(row_hash(chosen, columns).alias("h"))
+                .with_columns(row_hash(chosen, columns).alias("_h"))
             )
         return pl.concat(parts)
 
-    both = hashed(theirs).join(hashed(ours), on=["k0", "k1"], how="full", suffix="_lake")
-    differs = both.filter(pl.col("h").ne_missing(pl.col("h_lake"))).with_columns(
-        pl.when(pl.col("h_lake").is_null())
+    both = hashed(theirs).join(hashed(ours), on=["_k0", "_k1"], how="full", suffix="_lake")
+    differs = both.filter(pl.col("_h").ne_missing(pl.col("_h_lake"))).with_columns(
+        pl.when(pl.col("_h_lake").is_null())
         .then(pl.lit("missing"))
-        .when(pl.col("h").is_null())
+        .when(pl.col("_h").is_null())
         .then(pl.lit("extra"))
         .otherwise(pl.lit("different"))
-        .alias("kind"),
+        .alias("_kind"),
         *(pl.coalesce(name, f"{name}_lake").alias(name) for name in key),
     )
     return tuple(
-        Difference({name: row[name] for name in key}, row["kind"])
+        Difference({name: row[name] for name in key}, row["_kind"])
         for row in differs.sort(key).head(100).iter_rows(named=True)
     )

@@ -46,7 +46,7 @@ class Cells:
 
     @classmethod
     def of(cls, texts: pa.Array) -> Cells:
-        """The cells of an Arrow string array, without a copy of its bytes."""
+        """The cells of an Arrow string or binary array, without a copy of its bytes."""
         size = len(texts)
         _, offset_buffer, data_buffer = texts.buffers()
         if size == 0 or offset_buffer is None:

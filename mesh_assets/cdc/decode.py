@@ -33,9 +33,11 @@ __all__ = ["Batch", "Decoder", "text_columns"]
 
 Resolve = Callable[[int, int], PostgresType]
 KeyOf = Callable[[int, str, str], Sequence[str]]
+Accept = Callable[[Relation], bool]
 
 _ROWS_PER_FLUSH: Final = 16_384
 _ARENA_BYTES: Final = 4 << 20
+_FAULT_BYTES: Final = 64
 _MOST_COLUMNS: Final = 1_664  # MaxTupleAttributeNumber: more than any table can have.
 
 PARKED_SCHEMA: Final = pa.schema(
@@ -49,6 +51,13 @@ PARKED_SCHEMA: Final = pa.schema(
     ]
 )
 """Columns of parked messages: the raw message and what :meth:`Decoder.replay` needs to know."""
+
+_PARKED_LINE: Final = {
+    kernel.PARKED_POSITION: "_position",
+    kernel.PARKED_ORDINAL: "_ordinal",
+    kernel.PARKED_XID: "_xid",
+    kernel.PARKED_COMMITTED_AT: "_committed_at",
+}
 
 
 @dataclass
@@ -103,8 +112,10 @@ class Decoder:
 
     Attributes:
         parked: oids of relations whose messages are kept raw; add and remove at any time.
-        relations: the relations as last announced. One that cannot be described is missing
-            here, in ``refused`` with its error, and in ``parked``.
+        relations: the relations as last announced.
+        refused: relations that cannot be described, with the error. They are missing in
+            ``relations`` and are parked.
+        names: ``schema.table`` of every relation announced, refused ones included.
         wal_end: the server has sent everything before this position.
         reply_requested: the server wants a status message soon; reset it after sending one.
         row_count: changes decoded and not yet taken.
@@ -116,12 +127,13 @@ class Decoder:
         resolve: Resolve,
         *,
         key_of: KeyOf | None = None,
-        accept: Callable[[Relation], bool] | None = None,
+        accept: Accept | None = None,
         max_rows_per_flush: int = _ROWS_PER_FLUSH,
     ) -> None:
         self.parked: set[int] = set()
         self.relations: dict[int, Relation] = {}
         self.refused: dict[int, MeshError] = {}
+        self.names: dict[int, str] = {}
         self._resolve = resolve
         self._key_of = key_of
         self._accept = accept
@@ -222,7 +234,7 @@ class Decoder:
             elif reason == kernel.STOP_FRAME:
                 raise frame_error(data[place:end].tobytes(), self._where())
             else:
-                raise self._fault(data[place:end])
+                raise self._fault(data[place : place + _FAULT_BYTES].tobytes())
 
     def replay(self, oid: int, messages: pa.Table) -> None:
         """Decode messages of one relation that were parked (``PARKED_SCHEMA``), in their order.
@@ -233,34 +245,23 @@ class Decoder:
         Raises:
             SourceError: when a message is broken, or no Relation message comes before it.
         """
-        for batch in messages.select(PARKED_SCHEMA.names).to_batches():
+        for batch in messages.select(PARKED_SCHEMA.names).cast(PARKED_SCHEMA).to_batches():
             self._replay(oid, batch)
 
     def _replay(self, oid: int, batch: pa.RecordBatch) -> None:
-        size = batch.num_rows
-        if not size:
-            return
-        message = batch.column("message")
-        _, offset_buffer, data_buffer = message.buffers()
-        offsets = np.frombuffer(offset_buffer, np.int32)[message.offset : message.offset + size + 1].copy()
-        data = writable(np.frombuffer(data_buffer, np.uint8))
-        meta = np.zeros((kernel.PARKED_LINES, size), np.int64)
+        messages = Cells.of(batch.column("message"))
+        meta = np.zeros((kernel.PARKED_LINES, batch.num_rows), np.int64)
         meta[kernel.PARKED_EDITION] = oid
-        meta[kernel.PARKED_KIND] = np.frombuffer(
-            "".join(batch.column("kind").to_pylist()).encode("ascii"), np.uint8
-        )
-        for line, name in (
-            (kernel.PARKED_POSITION, "_position"),
-            (kernel.PARKED_ORDINAL, "_ordinal"),
-            (kernel.PARKED_XID, "_xid"),
-        ):
-            meta[line] = batch.column(name).to_numpy(zero_copy_only=False)
-        meta[kernel.PARKED_COMMITTED_AT] = batch.column("_committed_at").view(pa.int64()).to_numpy()
+        kinds = Cells.of(batch.column("kind"))
+        meta[kernel.PARKED_KIND] = kinds.data[kinds.at]
+        for line, name in _PARKED_LINE.items():
+            meta[line] = batch.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
         number = 0
         while True:
             number = kernel.replay(
-                data,
-                offsets,
+                messages.data,
+                messages.at,
+                messages.length,
                 number,
                 meta,
                 self._state,
@@ -273,19 +274,17 @@ class Decoder:
                 self._parked_rows,
             )
             reason = self._state[kernel.STOP]
-            if reason in (kernel.STOP_END, kernel.STOP_FULL):
-                # The cells lie in the messages themselves, so they are read before those go.
-                if reason == kernel.STOP_FULL and not self._state[kernel.ROW_COUNT]:
-                    self._grow_tables()
-                self._flush(data)
-                if reason == kernel.STOP_END:
-                    return
-            elif reason == kernel.STOP_RELATION:
-                self._flush(data)
-                self._announce(data[offsets[number] : offsets[number + 1]].tobytes())
+            if reason == kernel.STOP_FAULT:
+                raise self._fault(raw(messages.take(np.array([number])))[0].as_py() or b"")
+            if reason == kernel.STOP_FULL and not self._holds_any():
+                self._grow_tables()
+            # The cells lie in the messages, which are gone with this batch.
+            self._flush(messages.data)
+            if reason == kernel.STOP_END:
+                return
+            if reason == kernel.STOP_RELATION:
+                self._announce(raw(messages.take(np.array([number])))[0].as_py())
                 number += 1
-            else:
-                raise self._fault(data[offsets[number] : offsets[number + 1]])
 
     def take(self) -> Batch:
         """Everything decoded since the last take. A transaction may be open at its end."""
@@ -330,16 +329,19 @@ class Decoder:
 
     # Room.
 
+    def _holds_any(self) -> bool:
+        return bool(self._state[kernel.ROW_COUNT] or self._state[kernel.PARKED_COUNT])
+
     def _keep(self, data: npt.NDArray[np.uint8], start: int, stop: int) -> None:
         """Copy scanned bytes to where the noted cells point to."""
         size = stop - start
         self.byte_count += size
-        if self._state[kernel.ROW_COUNT] or self._state[kernel.PARKED_COUNT]:
+        if self._holds_any():
             self._arena[self._arena_used : self._arena_used + size] = data[start:stop]
             self._arena_used += size
 
     def _make_room(self, frame_size: int) -> None:
-        if self._state[kernel.ROW_COUNT] or self._state[kernel.PARKED_COUNT]:
+        if self._holds_any():
             self._flush(self._arena)
         elif frame_size > len(self._arena):
             # Kept until the flush after it, and then given back.
@@ -348,9 +350,11 @@ class Decoder:
             self._grow_tables()
 
     def _grow_tables(self) -> None:
-        """A Truncate of very many tables has no room even in empty tables."""
+        """A Truncate of very many tables has no room even in empty ones."""
         self._rows = np.empty((kernel.ROW_LINES, 2 * self._rows.shape[1]), np.int64)
         self._parked_rows = np.empty((kernel.PARKED_LINES, 2 * self._parked_rows.shape[1]), np.int64)
+        self._cell_at = np.empty(2 * len(self._cell_at), np.int64)
+        self._cell_length = np.empty(2 * len(self._cell_length), np.int32)
 
     # Arrow.
 
@@ -397,15 +401,7 @@ class Decoder:
             self._park(
                 self._editions[number].oid,
                 raw(cells),
-                [
-                    part[line]
-                    for line in (
-                        kernel.PARKED_POSITION,
-                        kernel.PARKED_ORDINAL,
-                        kernel.PARKED_XID,
-                        kernel.PARKED_COMMITTED_AT,
-                    )
-                ],
+                [part[line] for line in _PARKED_LINE],
                 letters(part[kernel.PARKED_KIND]),
             )
 
@@ -425,6 +421,7 @@ class Decoder:
         announced = read_relation(message, self._where())
         oid = announced.oid
         self._announced[oid] = None
+        self.names[oid] = f"{announced.schema}.{announced.name}"
         key: tuple[str, ...] = tuple(one.name for one in announced.columns if one.key)
         if announced.identity == IDENTITY_FULL:
             key = ()
@@ -433,6 +430,9 @@ class Decoder:
         known = self._editions.newest(oid)
         if known is None or known.announcement != message or known.key != key:
             self._describe(announced, message, key)
+        relation = self.relations.get(oid)
+        if relation is not None and self._accept is not None and not self._accept(relation):
+            self.parked.add(oid)
         if oid in self._parking:
             self._park_announcement(oid)
         self._sync_parking()
@@ -490,13 +490,13 @@ class Decoder:
     def _where(self) -> str:
         return f"after LSN {position_text(int(self._state[kernel.MESSAGE_LSN]))}"
 
-    def _fault(self, message: npt.NDArray[np.uint8]) -> SourceError:
+    def _fault(self, message: bytes) -> SourceError:
         state = self._state
         what = _FAULT.get(int(state[kernel.FAULT]), "is not understood")
         return SourceError(
             f"a message of the replication stream at LSN {position_text(int(state[kernel.MESSAGE_LSN]))} "
             f"(transaction committed at {position_text(int(state[kernel.POSITION]))}) {what}; "
-            f"it starts with {message[:48].tobytes().hex(' ')}",
+            f"it starts with {message[:_FAULT_BYTES].hex(' ')}",
             hint="nothing was acknowledged: capture again; if it comes back, report it with this text",
         )
 

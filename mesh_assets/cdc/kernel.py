@@ -149,7 +149,7 @@ def find(index: Longs, oid: int) -> int:
     at = (oid * HASH) & mask
     while index[2 * at] != 0:
         if index[2 * at] == oid + 1:
-            return index[2 * at + 1]
+            return signed(index[2 * at + 1])
         at = (at + 1) & mask
     return -1
 
@@ -505,7 +505,8 @@ def scan(
 @compiled
 def replay(
     b: Bytes,
-    offsets: Ints,
+    at: Longs,
+    length: Ints,
     i: int,
     meta: Longs,
     state: Longs,
@@ -517,12 +518,12 @@ def replay(
     cell_length: Ints,
     parked: Longs,
 ) -> int:
-    """Take parked messages from number i on; returns where it stopped, as :func:`scan` does.
+    """Take parked messages from number i on; returns at which it stopped, as :func:`scan` does.
 
-    ``meta`` has the lines of the table of parked messages. A Truncate stands for its edition alone.
+    ``at`` and ``length`` say where in ``b`` the messages lie; ``meta`` has the lines of the table
+    of parked messages. A Truncate stands for its edition alone.
     """
-    count = offsets.shape[0] - 1
-    while i < count:
+    while i < length.shape[0]:
         state[STOP] = STOP_END
         kind = meta[PARKED_KIND, i]
         state[POSITION] = meta[PARKED_POSITION, i]
@@ -530,8 +531,8 @@ def replay(
         state[ORDINAL] = meta[PARKED_ORDINAL, i]
         state[XID] = meta[PARKED_XID, i]
         state[COMMITTED_AT] = meta[PARKED_COMMITTED_AT, i]
-        m = signed(offsets[i])
-        stop = signed(offsets[i + 1])
+        m = at[i]
+        stop = m + length[i]
         outcome = STOP_END
         if stop <= m or b[m] != kind:
             outcome = -FAULT_KIND

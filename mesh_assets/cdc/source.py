@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import pyarrow as pa
 from psycopg import sql
@@ -291,6 +291,11 @@ class Source:
             known = self._ask("look up a type", lambda session: catalog.resolve(session, oid, typmod))
             self._types[(oid, typmod)] = known
         return known
+
+    def key_of(self, oid: int, schema: str, name: str) -> tuple[str, ...]:
+        """Names of a table's key columns, for those whose stream does not tell (identity FULL)."""
+        relation = self.describe(f"{schema}.{name}")
+        return relation.key if relation.oid == oid else ()
 
     # -- head
 

@@ -126,10 +126,14 @@ class ReplicationStream:
         self.pid = session.info.backend_pid
         try:
             interval_seconds = self._check(session)
-            self._transport: Transport = open_transport(session) if plain_socket else LibpqTransport(session)
-            self._start(start_lsn, wait_seconds)
         except BaseException:
             session.close()
+            raise
+        self._transport: Transport = open_transport(session) if plain_socket else LibpqTransport(session)
+        try:
+            self._start(start_lsn, wait_seconds)
+        except BaseException:
+            self._transport.close()
             raise
         self._feedback = threading.Thread(
             target=self._confirm_regularly, args=(interval_seconds,), name=f"feedback {slot}", daemon=True
@@ -225,7 +229,7 @@ class ReplicationStream:
                 hint="another shift of this source runs, or one has just ended: wait for it, "
                 "or end its connection with pg_terminate_backend(<PID>)",
             )
-        if state == "42704" and "publication" in text:
+        if refusal.publication_skipped or (state == "42704" and "publication" in text):
             return self._publication_lost()
         if state in ("42704", "58P01"):
             return self._slot_lost(f"cannot be read: {text}")
@@ -308,8 +312,7 @@ class ReplicationStream:
             kind, body = message[:1], message[5:]
             if kind == b"E":
                 raise Refusal.parse(body)
-            if kind == b"N" and (notice := Refusal.parse(body)).sqlstate == "42704":
-                # PostgreSQL 18 skips a missing publication with a warning, and its changes with it.
+            if kind == b"N" and (notice := Refusal.parse(body)).publication_skipped:
                 raise notice
             if kind in (b"c", b"C", b"Z"):
                 raise Ended("the server ended the stream")

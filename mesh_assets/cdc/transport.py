@@ -45,17 +45,24 @@ _CLOSE_SECONDS = 1.0
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """The server's ErrorResponse or NoticeResponse."""
+    """The server's ErrorResponse or NoticeResponse; ``routine`` is where in its source it arose."""
 
     sqlstate: str
     message: str
     detail: str = ""
+    routine: str = ""
 
     @classmethod
     def parse(cls, body: bytes) -> Refusal:
-        """Read the fields of an ErrorResponse's body."""
+        """Read the fields of an ErrorResponse's or NoticeResponse's body."""
         fields = {part[:1]: part[1:].decode("utf-8", "replace") for part in body.split(b"\0") if part}
-        return cls(fields.get(b"C", ""), fields.get(b"M", ""), fields.get(b"D", ""))
+        return cls(*(fields.get(name, "") for name in (b"C", b"M", b"D", b"R")))
+
+    @property
+    def publication_skipped(self) -> bool:
+        """PostgreSQL 18 goes on without a missing publication: it only warns, once, and sends nothing."""
+        # Texts are translated at the server, its routines are not.
+        return self.routine == "LoadPublications"
 
     def __str__(self) -> str:
         return f"{self.message} ({self.detail})" if self.detail else self.message
@@ -113,6 +120,7 @@ class Transport(Protocol):
 
         Raises:
             Ended: if the connection is closed and nothing is left to read.
+            Refusal: what the server said, where that does not come through the inbox.
         """
 
     def send(self, payload: bytes) -> None:
@@ -261,6 +269,18 @@ class LibpqTransport:
         self._using = threading.Lock()
         self._readable = select.poll()
         self._readable.register(session.fileno(), select.POLLIN)
+        self._outcome: Exception | None = None
+        session.add_notice_handler(self._notice)
+
+    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        notice = Refusal(
+            diagnostic.sqlstate or "",
+            diagnostic.message_primary or "",
+            diagnostic.message_detail or "",
+            diagnostic.source_function or "",
+        )
+        if notice.publication_skipped:
+            self._outcome = notice
 
     def start(self, command: str) -> None:
         with self._using:
@@ -297,20 +317,21 @@ class LibpqTransport:
         """Frame again what libpq has read, up to about one buffer."""
         count = 0
         with self._using:
-            while count < _INITIAL_BYTES:
+            while count < _INITIAL_BYTES and self._outcome is None:
                 length, data = self._connection.get_copy_data(1)
                 if length == 0:
                     break
                 if length < 0:
-                    if count:
-                        break
-                    raise self._refusal(self._connection.get_result())
+                    self._outcome = self._refusal(self._connection.get_result())
+                    break
                 inbox.reserve(length + _HEADER_BYTES)
                 at = inbox.end
                 struct.pack_into(">ci", inbox.buffer.data, at, b"d", length + 4)
                 inbox.buffer[at + _HEADER_BYTES : at + _HEADER_BYTES + length] = np.frombuffer(data, np.uint8)
                 inbox.end += length + _HEADER_BYTES
                 count += length + _HEADER_BYTES
+        if self._outcome is not None and not count:
+            raise self._outcome
         return count
 
     def send(self, payload: bytes) -> None:

@@ -11,13 +11,13 @@ Source: PostgreSQL ``pg_type.dat`` (object identifiers), ``format_type.c`` (name
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import pyarrow as pa
 
-# oid: (name as by format_type, oid of the array type).
+# oid: (name as by format_type(oid, -1), oid of the array type).
 _BUILTIN: Final[dict[int, tuple[str, int]]] = {
     16: ("boolean", 1000),
     17: ("bytea", 1001),
@@ -51,7 +51,7 @@ _BUILTIN: Final[dict[int, tuple[str, int]]] = {
     829: ("macaddr", 1040),
     869: ("inet", 1041),
     1033: ("aclitem", 1034),
-    1042: ("character", 1014),
+    1042: ("bpchar", 1014),
     1043: ("character varying", 1015),
     1082: ("date", 1182),
     1083: ("time without time zone", 1183),
@@ -59,7 +59,7 @@ _BUILTIN: Final[dict[int, tuple[str, int]]] = {
     1184: ("timestamp with time zone", 1185),
     1186: ("interval", 1187),
     1266: ("time with time zone", 1270),
-    1560: ("bit", 1561),
+    1560: ('"bit"', 1561),
     1562: ("bit varying", 1563),
     1700: ("numeric", 1231),
     1790: ("refcursor", 2201),
@@ -175,10 +175,12 @@ def _builtin_name(oid: int, typmod: int) -> str:
     name = _BUILTIN[oid][0]
     if typmod < 0:
         return name
-    if oid in (1042, 1043):
+    if oid == 1042:
+        return f"character({typmod - _HEADER})"
+    if oid == 1043:
         return f"{name}({typmod - _HEADER})"
     if oid in (1560, 1562):
-        return f"{name}({typmod})"
+        return name.strip('"') + f"({typmod})"
     if oid == _NUMERIC:
         precision, scale = _numeric_shape(typmod)
         return f"{name}({precision},{scale})"
@@ -204,17 +206,6 @@ def builtin(oid: int, typmod: int = -1) -> PostgresType | None:
         assert element is not None
         return PostgresType(oid, typmod, element.name + "[]", element=element)
     return None
-
-
-def with_typmod(type_: PostgresType, typmod: int) -> PostgresType:
-    """The same type with another modifier; the elements of an array take it too."""
-    known = builtin(type_.oid, typmod)
-    if known is not None:
-        return known
-    element = type_.element
-    if element is not None:
-        element = with_typmod(element, typmod)
-    return replace(type_, typmod=typmod, element=element)
 
 
 def arrow_type(type_: PostgresType) -> pa.DataType:

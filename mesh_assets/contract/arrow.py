@@ -122,8 +122,8 @@ def arrow_type(column: ColumnContract) -> pa.DataType | None:
 def _scalar(physical: PhysicalType) -> pa.DataType:
     if physical.name == "timestamp":
         return pa.timestamp("us", tz="UTC" if physical.zone == "with time zone" else None)
-    if physical.name == "numeric" and len(physical.arguments) == 2:
-        precision, scale = (int(part) if part.isdecimal() else -1 for part in physical.arguments)
+    if physical.name == "numeric" and len(physical.numbers) == 2:
+        precision, scale = physical.numbers
         if 1 <= precision <= _WIDEST_DECIMAL and 0 <= scale <= precision:
             return pa.decimal128(precision, scale)
     return _SCALAR.get(physical.name, pa.string())

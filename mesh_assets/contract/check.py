@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mesh_assets.contract import standard
-from mesh_assets.contract.document import Document, Location, mapping, sequence, text
+from mesh_assets.contract.document import Document, Location, mapping, mappings, text
 from mesh_assets.contract.physical import PhysicalType
 from mesh_assets.names import ProductName, valid_part
 
@@ -35,14 +35,14 @@ def owners(team: object) -> Iterator[tuple[str, Location]]:
     The team's name is an owner (``team:`` may be left out), and so is each member with the role
     "owner" (any spelling of "data owner" or "product owner" too) by its username.
     """
-    members = team if isinstance(team, list) else sequence(mapping(team).get("members"))
+    members = team if isinstance(team, list) else mapping(team).get("members")
     name = text(mapping(team).get("name"))
     if name:
         yield name if name.startswith("team:") else f"team:{name}", ("name",)
     prefix: Location = () if isinstance(team, list) else ("members",)
-    for index, member in enumerate(members):
-        role = text(mapping(member).get("role")).casefold().replace("-", " ").replace("_", " ")
-        username = text(mapping(member).get("username"))
+    for index, member in mappings(members):
+        role = text(member.get("role")).casefold().replace("-", " ").replace("_", " ")
+        username = text(member.get("username"))
         if username and role.split()[-1:] == ["owner"]:
             yield username, (*prefix, index, "username")
 
@@ -62,10 +62,10 @@ def check(document: Document, name: ProductName | None) -> None:
     _check_name(document, data, name)
     _check_team(document, data.get("team"))
     _check_promises(document, data)
-    for index, server in enumerate(sequence(data.get("servers"))):
+    for index, server in mappings(data.get("servers")):
         location: Location = ("servers", index)
-        _need(document, mapping(server), ("server", "type"), "a server", location)
-        _one_of(document, mapping(server), "type", standard.server_types(), location)
+        _need(document, server, ("server", "type"), "a server", location)
+        _one_of(document, server, "type", standard.server_types(), location)
     _check_tables(document, data)
 
 
@@ -108,8 +108,12 @@ def _check_name(document: Document, data: Mapping[str, Any], name: ProductName |
 
 
 def _check_team(document: Document, team: object) -> None:
-    if team in (None, "", [], {}):
+    if not team or not isinstance(team, dict | list):
         return
+    members = team if isinstance(team, list) else team.get("members")
+    prefix: Location = ("team",) if isinstance(team, list) else ("team", "members")
+    for index, member in mappings(members):
+        _need(document, member, ("username",), "a team member", (*prefix, index))
     found = list(owners(team))
     for owner, below in found:
         if not valid_owner(owner) or (below == ("name",) and not _TEAM.match(owner)):
@@ -123,9 +127,8 @@ def _check_team(document: Document, team: object) -> None:
 
 
 def _check_promises(document: Document, data: Mapping[str, Any]) -> None:
-    for index, item in enumerate(sequence(data.get("slaProperties"))):
+    for index, promise in mappings(data.get("slaProperties")):
         location: Location = ("slaProperties", index)
-        promise = mapping(item)
         _need(document, promise, ("property", "value"), "an SLA property", location)
         if promise.get("property") not in standard.DURATION_PROPERTIES:
             continue
@@ -137,17 +140,16 @@ def _check_promises(document: Document, data: Mapping[str, Any]) -> None:
             )
         unit = promise.get("unit")
         if unit is None:
-            document.add(location, f"the {promise['property']} needs a 'unit'", allowed=standard.UNIT_SECONDS)
-        else:
-            _one_of(document, promise, "unit", tuple(standard.UNIT_SECONDS), location)
+            document.add(location, f"the {promise['property']} needs a 'unit'", allowed=standard.UNITS)
+        elif isinstance(unit, str) and unit not in standard.UNIT_SECONDS:
+            document.add((*location, "unit"), f"unit {unit!r} is unknown", allowed=standard.UNITS, given=unit)
 
 
 def _check_tables(document: Document, data: Mapping[str, Any]) -> None:
     names: dict[str, int] = {}
     physical_names: dict[str, int] = {}
-    for index, item in enumerate(sequence(data.get("schema"))):
+    for index, table in mappings(data.get("schema")):
         location: Location = ("schema", index)
-        table = mapping(item)
         _need(document, table, ("name", "properties"), "a table", location)
         _distinct(document, names, "table", text(table.get("name")), (*location, "name"))
         physical_name = text(table.get("physicalName"))
@@ -174,10 +176,8 @@ def _check_columns(document: Document, table: Mapping[str, Any], table_location:
     names: dict[str, int] = {}
     positions: dict[int, str] = {}
     key: list[tuple[str, Location, object]] = []
-    columns = sequence(table.get("properties"))
-    for index, item in enumerate(columns):
+    for index, column in mappings(table.get("properties")):
         location: Location = (*table_location, "properties", index)
-        column = mapping(item)
         _need(document, column, ("name", "logicalType"), "a column", location)
         name = text(column.get("name"))
         _distinct(document, names, f"column of {label}", name, (*location, "name"))
@@ -197,7 +197,8 @@ def _check_columns(document: Document, table: Mapping[str, Any], table_location:
                 f"column {name!r} has a position in the primary key but is not part of it",
                 hint="add primaryKey: true",
             )
-    if columns and not key:
+    marked = any(column.get("primaryKey") for _, column in mappings(table.get("properties")))
+    if table.get("properties") and not marked:
         document.add(
             table_location,
             f"table {label!r} has no primary key",
@@ -249,8 +250,8 @@ def _check_column(document: Document, column: Mapping[str, Any], name: str, loca
                     allowed=options,
                     given=option,
                 )
-    for index, value in enumerate(sequence(column.get("enum"))):
-        _need(document, mapping(value), ("value",), "an enumeration value", (*location, "enum", index))
+    for index, value in mappings(column.get("enum")):
+        _need(document, value, ("value",), "an enumeration value", (*location, "enum", index))
     physical = PhysicalType.parse(text(column.get("physicalType")))
     if logical_type in standard.logical_types() and logical_type not in (
         physical.logical_types or (logical_type,)
@@ -264,16 +265,15 @@ def _check_column(document: Document, column: Mapping[str, Any], name: str, loca
     _one_of(
         document, mapping(column.get("items")), "logicalType", standard.logical_types(), (*location, "items")
     )
-    for index, inner in enumerate(sequence(column.get("properties"))):
+    for index, inner in mappings(column.get("properties")):
         inner_location: Location = (*location, "properties", index)
-        _need(document, mapping(inner), ("name",), "a nested property", inner_location)
-        _one_of(document, mapping(inner), "logicalType", standard.logical_types(), inner_location)
+        _need(document, inner, ("name",), "a nested property", inner_location)
+        _one_of(document, inner, "logicalType", standard.logical_types(), inner_location)
 
 
 def _check_quality(document: Document, element: Mapping[str, Any], element_location: Location) -> None:
-    for index, item in enumerate(sequence(element.get("quality"))):
+    for index, rule in mappings(element.get("quality")):
         location: Location = (*element_location, "quality", index)
-        rule = mapping(item)
         _one_of(document, rule, "type", standard.quality_types(), location)
         _one_of(document, rule, "dimension", standard.quality_dimensions(), location)
         kind = text(rule.get("type")) or "library"

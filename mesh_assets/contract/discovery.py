@@ -47,13 +47,15 @@ class Discovery:
         """A product by name.
 
         Raises:
-            ContractError: if its folder is there but broken.
+            ContractError: if its folder is there but broken, or that of its domain.
             UnknownName: if there is no such product.
         """
         if name in self.products:
             return self.products[name]
         for folder, error in self.broken:
-            if (folder.parent.name, folder.name) == (name.domain, name.product):
+            own = (folder.parent.name, folder.name) == (name.domain, name.product)
+            domain = folder.name == name.domain and (folder / name.product).is_dir()
+            if own or domain:
                 raise error
         raise UnknownName.of("product", str(name), map(str, self.products))
 

@@ -7,7 +7,7 @@ words that only YAML 1.1 takes for booleans (``no``, ``on``) and numbers (``12:3
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +22,7 @@ Location = tuple[str | int, ...]
 
 _NODE_LIMIT = 100_000
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _BOOLEAN = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
@@ -130,6 +130,9 @@ def parse(text: str, path: Path) -> Document:
         root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if "end of stream" in (error.problem or "") and error.context_mark:
+            # What was never closed is mended where it was opened.
+            mark = error.context_mark
         context = f" {error.context}" if error.context else ""
         raise _broken(
             path, mark.line + 1 if mark else 1, f"not YAML:{context} {error.problem or 'unreadable'}".rstrip()
@@ -222,6 +225,13 @@ def mapping(value: object) -> Mapping[str, Any]:
 def sequence(value: object) -> list[Any]:
     """The value if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
+
+
+def mappings(value: object) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The dicts of a list, with their indexes."""
+    for index, item in enumerate(sequence(value)):
+        if isinstance(item, dict):
+            yield index, item
 
 
 def text(value: object) -> str:

@@ -222,16 +222,16 @@ def _scalar(physical: PhysicalType) -> dict[str, Any]:
         bound = 2 ** (_INTEGER_BITS[physical.name] - 1)
         return {"type": "integer", "minimum": -bound, "maximum": bound - 1}
     if physical.name == "numeric":
-        return {"type": "string", "pattern": _numeric_pattern(physical.arguments)}
+        return {"type": "string", "pattern": _numeric_pattern(physical.numbers)}
     if physical.name == "timestamp":
         return _TIMESTAMP if physical.zone == "with time zone" else _LOCAL_TIMESTAMP
-    if physical.name == "character varying" and physical.arguments:
-        return {"type": "string", "maxLength": int(physical.arguments[0])}
+    if physical.name == "character varying" and physical.numbers:
+        return {"type": "string", "maxLength": physical.numbers[0]}
     return _TYPES.get(physical.name, {"type": "string"})
 
 
-def _numeric_pattern(arguments: tuple[str, ...]) -> str:
-    precision, scale = (int(part) for part in arguments) if len(arguments) == 2 else (0, -1)
+def _numeric_pattern(numbers: tuple[int, ...]) -> str:
+    precision, scale = numbers if len(numbers) == 2 else (0, -1)
     if not (1 <= precision <= _WIDEST_DECIMAL and 0 <= scale <= precision):
         # Kept as text that nothing bounds, so NaN and infinity are in the row itself.
         return r"^(-?[0-9]+(\.[0-9]+)?|NaN|-?Infinity)$"

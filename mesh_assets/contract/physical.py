@@ -39,6 +39,7 @@ _ARRAY = re.compile(r"(?P<element>.*?)\s*(\[\s*\d*\s*\]\s*)+\Z")
 _SHAPE = re.compile(
     r"(?P<name>[^()]+?)\s*(\(\s*(?P<arguments>[^()]*?)\s*\))?\s*(?P<zone>with(out)? time zone)?\Z"
 )
+_NUMBER = re.compile(r"-?[0-9]+\Z")
 _QUOTED = re.compile(r'("(?:[^"]|"")*")')
 
 _ANY_DOCUMENT = ("object", "array", "map", "vector", "string")
@@ -113,6 +114,13 @@ class PhysicalType:
         if name == "character" and not given and (bare_character or plain == "character"):
             given = ("1",)
         return cls(name, given, zone)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The modifier's numbers; empty if it is not made of numbers."""
+        if not all(_NUMBER.match(part) for part in self.arguments):
+            return ()
+        return tuple(int(part) for part in self.arguments)
 
     @property
     def builtin(self) -> bool:

@@ -65,6 +65,8 @@ _SECONDS = {
 }
 UNIT_SECONDS = {unit: seconds for units, seconds in _SECONDS.items() for unit in units}
 """Seconds of each time unit of an SLA property; a month is 30 days, a year 365."""
+UNITS = tuple(units[-1] for units in _SECONDS)
+"""The unabbreviated units, as messages list them."""
 
 DURATION_PROPERTIES = ("latency", "frequency", "retention", "timeToDetect", "timeToNotify", "timeToRepair")
 """SLA properties whose value is a number of time units."""

@@ -74,6 +74,8 @@ class _Walk:
             self.fields(mapping(value), annotation, location)
 
     def fields(self, value: Mapping[str, Any], model: type[BaseModel], location: Location) -> None:
+        # A model that names a later class keeps a forward reference until it is rebuilt.
+        model.model_rebuild()
         known = {field.alias or name: field for name, field in model.model_fields.items()}
         for key, item in value.items():
             field = known.get(key)
@@ -101,8 +103,10 @@ class _Walk:
         return self.nouns.get(annotation.__name__, f"a mapping ({annotation.__name__})")
 
     def wrong(self, value: object, expected: str, location: Location) -> None:
-        name = location[-1] if location else "the file"
-        name = repr(name) if isinstance(name, str) and location else f"entry {name}" if location else name
+        name = "the file"
+        if location:
+            last = location[-1]
+            name = repr(last) if isinstance(last, str) else f"entry {last + 1} of {location[-2]!r}"
         hint = ""
         if isinstance(value, bool | int | float) and "text" in expected:
             hint = "put it in quotes"

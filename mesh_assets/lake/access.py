@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,7 +25,20 @@ class Principal:
     @classmethod
     def local(cls) -> Principal:
         """The operating-system user, who has full rights on the machine's own lake."""
-        return cls(f"user:{getpass.getuser()}")
+        return cls(f"user:{_user()}")
+
+
+def local_principal() -> Principal:
+    """Who asks when nobody says otherwise (:meth:`Principal.local`)."""
+    return Principal.local()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # In a container the numeric user may have no name.
+        return str(os.getuid())
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
+_ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 _CONTENT_SEED = 0
 _KEY_SEEDS = (1, 2)
 
@@ -24,8 +26,8 @@ def canonical(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     expressions: list[pl.Expr] = []
     for name in columns:
         kind = rows.schema[name]
-        if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Struct):
-            entries = pl.col(name).list.sort()
+        if isinstance(kind, pl.Map):
+            entries = pl.col(name).cast(_ENTRIES).list.sort()
             pairs = entries.list.eval(
                 pl.concat_str(
                     pl.element().struct.field("key"), pl.lit("="), pl.element().struct.field("value")
@@ -49,9 +51,9 @@ def row_hash(rows: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
 
 
 def key_hash(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
-    """Two UInt64 columns (``k0``, ``k1``) that identify a key."""
+    """Two UInt64 columns (``_k0``, ``_k1``) that identify a key."""
     part = canonical(rows, key)
-    return pl.DataFrame({f"k{i}": part.hash_rows(seed=seed) for i, seed in enumerate(_KEY_SEEDS)})
+    return pl.DataFrame({f"_k{i}": part.hash_rows(seed=seed) for i, seed in enumerate(_KEY_SEEDS)})
 
 
 class Held:
@@ -67,29 +69,30 @@ class Held:
         self.key = list(key)
         self.columns = list(columns)
         parts = [
-            key_hash(batch, self.key).with_columns(row_hash(batch, self.columns).alias("h")) for batch in rows
+            key_hash(batch, self.key).with_columns(row_hash(batch, self.columns).alias("_h")) for batch in rows
         ]
-        empty = pl.DataFrame(schema={"k0": pl.UInt64, "k1": pl.UInt64, "h": pl.UInt64})
+        empty = pl.DataFrame(schema={"_k0": pl.UInt64, "_k1": pl.UInt64, "_h": pl.UInt64})
         self._held = pl.concat([empty, *parts])
         self._seen: list[pl.DataFrame] = []
 
     def changed(self, rows: pa.Table) -> pa.Table:
         """The rows of ``rows`` that the lake lacks or holds with other content; remembers their keys."""
         frame = pl.DataFrame(pl.from_arrow(rows.select(self.columns)))
-        hashes = key_hash(frame, self.key).with_columns(row_hash(frame, self.columns).alias("h"))
-        self._seen.append(hashes.select("k0", "k1"))
-        equal = hashes.with_row_index("i").join(self._held, on=["k0", "k1", "h"], how="semi")["i"]
-        mask = pl.Series([True]).new_from_index(0, rows.num_rows).scatter(equal, False)
-        return rows.filter(mask.to_arrow())
+        hashes = key_hash(frame, self.key).with_columns(row_hash(frame, self.columns).alias("_h"))
+        self._seen.append(hashes.select("_k0", "_k1"))
+        equal = hashes.with_row_index("_i").join(self._held, on=["_k0", "_k1", "_h"], how="semi")["_i"]
+        keep = np.ones(rows.num_rows, bool)
+        keep[equal.to_numpy()] = False
+        return rows.filter(pa.array(keep))
 
     def missing(self, rows: Iterable[pl.DataFrame]) -> pl.DataFrame:
         """Keys that the lake holds and no :meth:`changed` call has shown: deleted at the source."""
-        seen = pl.concat([self._held.select("k0", "k1").clear(), *self._seen])
-        gone = self._held.join(seen, on=["k0", "k1"], how="anti").select("k0", "k1")
+        seen = pl.concat([self._held.select("_k0", "_k1").clear(), *self._seen])
+        gone = self._held.join(seen, on=["_k0", "_k1"], how="anti").select("_k0", "_k1")
         parts: list[pl.DataFrame] = []
         for batch in rows:
             if gone.is_empty() and parts:
                 break
-            hashes = key_hash(batch, self.key).with_row_index("i").join(gone, on=["k0", "k1"], how="semi")
-            parts.append(batch.select(self.key)[hashes["i"]])
+            hashes = key_hash(batch, self.key).with_row_index("_i").join(gone, on=["_k0", "_k1"], how="semi")
+            parts.append(batch.select(self.key)[hashes["_i"]])
         return pl.concat(parts)

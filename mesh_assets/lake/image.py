@@ -81,17 +81,17 @@ def index(
     narrow = shape.identified(tail).select(
         *shape.identity,
         "_seq",
-        accepted=pl.col("_rejected_by").is_null(),
-        truncate=op == "t",
-        removed=op == "d",
-        masked=pl.col("_unchanged").is_not_null() & op.is_in(["c", "u", "r"]),
+        _accepted=pl.col("_rejected_by").is_null(),
+        _truncate=op == "t",
+        _removed=op == "d",
+        _masked=pl.col("_unchanged").is_not_null() & op.is_in(["c", "u", "r"]),
     )
     if row_count <= _EAGER_ROWS:
         narrow = narrow.collect(engine="streaming").lazy()
     facts = (
         narrow.select(
-            cut=pl.col("_seq").filter(pl.col("truncate")).max(),
-            masked=pl.col("masked").any(),
+            cut=pl.col("_seq").filter(pl.col("_truncate")).max(),
+            masked=pl.col("_masked").any(),
         )
         .collect(engine="streaming")
         .row(0, named=True)
@@ -100,22 +100,22 @@ def index(
     if truncated:
         after = facts["cut"]
         narrow = narrow.filter(pl.col("_seq") > after)
-    accepted = narrow.filter("accepted")
+    accepted = narrow.filter("_accepted")
     # One integer says which row is last and what it is: no sorting, and it streams.
-    code = pl.col("_seq") * 4 + pl.col("masked").cast(pl.Int64) * 2 + pl.col("removed").cast(pl.Int64)
+    code = pl.col("_seq") * 4 + pl.col("_masked").cast(pl.Int64) * 2 + pl.col("_removed").cast(pl.Int64)
     latest = (
-        accepted.select(*shape.identity, code=code)
+        accepted.select(*shape.identity, _code=code)
         .group_by(shape.identity)
-        .agg(pl.col("code").max(), pl.len().alias("count"))
+        .agg(pl.col("_code").max(), pl.len().alias("_count"))
         .collect(engine="streaming")
     )
-    kept = latest.filter(pl.col("code") & 1 == 0)
+    kept = latest.filter(pl.col("_code") & 1 == 0)
     touched = latest.select(shape.identity)
-    single = latest["count"].max() in (None, 1) and kept.height == latest.height and not facts["masked"]
+    single = latest["_count"].max() in (None, 1) and kept.height == latest.height and not facts["masked"]
     if single:
         return Index(truncated, after, touched, None)
-    plain = kept.filter(pl.col("code") & 2 == 0).select(_seq=pl.col("code") // 4)
-    final = kept.filter(pl.col("code") & 2 == 2).select(*shape.identity, _seq=pl.col("code") // 4)
+    plain = kept.filter(pl.col("_code") & 2 == 0).select(_seq=pl.col("_code") // 4)
+    final = kept.filter(pl.col("_code") & 2 == 2).select(*shape.identity, _seq=pl.col("_code") // 4)
     if final.is_empty():
         return Index(truncated, after, touched, plain)
     images = tail if reach is None else reach

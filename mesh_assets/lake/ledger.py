@@ -215,7 +215,8 @@ def _row(record: Mapping[str, Any]) -> LedgerRow:
     snapshots = {}
     for given in record["snapshots"]:
         values = dict(given)
-        snapshots[values.pop("table")] = SnapshotProgress(**values)
+        table = values.pop("table")
+        snapshots[table] = SnapshotProgress(**values)
     return LedgerRow(
         commit_lsn=record["commit_lsn"],
         end_lsn=record["end_lsn"],

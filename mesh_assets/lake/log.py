@@ -82,6 +82,8 @@ class ChangeLog:
         self.table = table
         self.key: tuple[str, ...] = tuple(json.loads(table.property("key") or "[]"))
         self._seq = self._held_seq()
+        # The positions this writer left: another one there means that somebody else appended.
+        self._left: dict[str, tuple[int, int] | None] = {}
 
     @classmethod
     def open(cls, uri: str) -> ChangeLog:
@@ -153,6 +155,7 @@ class ChangeLog:
         """Move to the newest commit; returns the last ``_seq``. Only for readers: a writer never needs it."""
         self.table.refresh()
         self._seq = self._held_seq()
+        self._left.clear()
         return self._seq
 
     def append(
@@ -194,7 +197,7 @@ class ChangeLog:
         first = self._seq + 1
         if rows.num_rows == 0 and not empty:
             return Appended(first, self._seq, self.table.version, 0)
-        held = self.position(source)
+        held = self._left.setdefault(source, self.position(source))
         if held is not None and position < held and not rewound:
             raise LakeError(
                 f"{self.table.uri}: a batch up to {position} of {source} comes after {held} was appended",
@@ -203,17 +206,23 @@ class ChangeLog:
         last = self._seq + rows.num_rows
         numbered = self._numbered(rows, first, captured_at, schema_version, rejected_by)
         own = {f"{source}/lsn": position[0], f"{source}/ordinal": position[1]}
-        # Also without rows, so that two writers at the same place fence each other.
-        own |= {"seq": last}
+        if last >= 0:
+            own["seq"] = last
         if overlap := own.keys() & (transactions or {}).keys():
             raise LakeError(f"{self.table.uri}: app transactions {sorted(overlap)} belong to the log itself")
-        expect = {"seq": None if self._seq < 0 else self._seq}
+        lsn, ordinal = held if held is not None else (None, None)
+        expect = {
+            "seq": None if self._seq < 0 else self._seq,
+            f"{source}/lsn": lsn,
+            f"{source}/ordinal": ordinal,
+        }
         self.table.check(expect)
         files = self.table.write(numbered)
         version = self.table.append(
             files, transactions=own | dict(transactions or {}), metadata=metadata, expect=expect
         )
         self._seq = last
+        self._left[source] = position
         return Appended(first, last, version, sum(file.size for file in files))
 
     def scan(

@@ -63,7 +63,7 @@ def mask_sources(
 
 
 def _links(shape: Shape, rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Narrow rows to follow masks by: identity, ``_seq``, ``_unchanged``, ``removed``, ``moved``, ``_old_*``."""
+    """Narrow rows to follow masks by: identity, ``_seq``, ``_unchanged``, ``removed``, ``moved``, old key."""
     before = pl.col("_before").struct
     moved = (pl.col("_op") == "c") & pl.col("_before").is_not_null() & pl.col("_unchanged").is_not_null()
     old = [pl.when(moved).then(before.field(name)).alias(f"_old_{name}") for name in shape.key]

@@ -5,6 +5,7 @@ The order is lexicographic over :attr:`~mesh_assets.lake.shape.Shape.identity`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,12 @@ def spans(lows: pl.DataFrame) -> list[Span]:
         return [Span(None, None)]
     starts: list[tuple[Any, ...] | None] = [None, *bounds[1:]]
     return [Span(low, high) for low, high in zip(starts, [*bounds[1:], None], strict=True)]
+
+
+def starts_of(neighbours: Sequence[Span], like: pl.DataFrame) -> pl.DataFrame:
+    """The inverse of :func:`spans`, with the types of ``like``; an open start stands for the one after it."""
+    bounds = [span.low if span.low is not None else span.high for span in neighbours]
+    return pl.DataFrame([bound for bound in bounds if bound is not None], schema=like.schema, orient="row")
 
 
 def route(shape: Shape, keys: pl.DataFrame, lows: pl.DataFrame) -> pl.Series:

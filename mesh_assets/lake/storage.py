@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
+from deltalake.fs import DeltaStorageHandler
 
 from mesh_assets.errors import LakeError, StorageFull
 
@@ -250,26 +251,27 @@ class ObjectStorage:
     tears = False
 
     def __init__(self, uri: str) -> None:
-        from deltalake.fs import DeltaStorageHandler
-
         self.uri = uri.rstrip("/")
-        self._files = pafs.PyFileSystem(DeltaStorageHandler(self.uri))
+        self._store = DeltaStorageHandler(self.uri)
+        self._files = pafs.PyFileSystem(self._store)
 
     def write_parquet(self, path: str, rows: pa.Table, **options: Any) -> int:  # noqa: ANN401 - pyarrow's own options
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, **options)
-        data = sink.getvalue()
-        with full_disk_named(self.uri), self._files.open_output_stream(path) as out:
-            out.write(data)
-        return int(data.size)
+        data = sink.getvalue().to_pybytes()
+        self.write(path, data)
+        return len(data)
 
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         with self._files.open_input_file(path) as file:
             return pq.ParquetFile(file).read(columns=columns)
 
     def write(self, path: str, data: bytes) -> None:
-        with full_disk_named(self.uri), self._files.open_output_stream(path) as out:
+        # Not through pyarrow's file system: it hands over its own buffers, the store takes bytes only.
+        with full_disk_named(self.uri):
+            out = self._store._handler.open_output_stream(path, None)
             out.write(data)
+            out.close()
 
     def read(self, path: str) -> bytes:
         with self._files.open_input_file(path) as file:

@@ -41,7 +41,7 @@ from mesh_assets.errors import CommitConflict, Fenced, LakeError, StorageFull, T
 from mesh_assets.lake.file import PARQUET_OPTIONS, FileRef, bounded, conform, describe, slices
 from mesh_assets.lake.storage import LOG_FOLDER, Storage, full_disk_named, storage_of
 
-CHECKPOINT_INTERVAL = 50
+CHECKPOINT_INTERVAL = 25
 FILE_ROWS = 1_000_000
 FILE_BYTES = 256 * 1024 * 1024
 REWRITE = "rewrite"
@@ -436,10 +436,7 @@ class Table:
         except CommitFailedError as error:
             self.discard(add)
             if _CONCURRENT_TRANSACTION in str(error) and not remove:
-                raise Fenced(
-                    f"another writer has appended to {self.uri} at the same time",
-                    hint="this shift ends here; the one that took over goes on",
-                ) from error
+                raise self._fenced("at the same time") from error
             raise CommitConflict(f"another writer changed {self.uri} first: {error}") from error
         except StorageFull:
             # The commit file is put in place atomically, so a fresh look says whether it got there.
@@ -447,6 +444,11 @@ class Table:
             landed = {file.path for file in self.files()}
             self.discard(file for file in add if file.path not in landed)
             raise
+        except DeltaError:
+            if not self._outrun():
+                raise
+            self._catch_up(add, remove, transactions)
+            return self._commit(add, remove, transactions, metadata, data_change=data_change)
         self._advance(own=transactions)
         self.storage.force(commit_path(number) for number in range(before + 1, self._version + 1))
         if self._version == before + 1:
@@ -455,6 +457,38 @@ class Table:
                 self._files_version = self._version
             return self._version
         return self._find(before + 1, transactions, add)
+
+    def _outrun(self) -> bool:
+        """Whether the commit after this handle's version is archived, so that nothing can be based on it."""
+        try:
+            self.storage.tail(commit_path(self._version + 1), 1)
+        except FileNotFoundError:
+            return int(_load(self.uri).version()) > self._version
+        return False
+
+    def _catch_up(
+        self, add: Sequence[FileRef], remove: Sequence[FileRef], transactions: Mapping[str, int]
+    ) -> None:
+        """Reopen a handle that was outrun; by hand, compare what delta-rs would compare commit by commit.
+
+        Raises:
+            Fenced: if one of the app ids was committed meanwhile.
+            CommitConflict: the same, for a rewrite.
+        """
+        seen = {app_id: self.transaction(app_id) for app_id in transactions}
+        self._reopen()
+        if all(self.transaction(app_id) == value for app_id, value in seen.items()):
+            return
+        self.discard(add)
+        if remove:
+            raise CommitConflict(f"another rewrite of {self.uri} came first")
+        raise self._fenced("since")
+
+    def _fenced(self, when: str) -> Fenced:
+        return Fenced(
+            f"another writer has appended to {self.uri} {when}",
+            hint="this shift ends here; the one that took over goes on",
+        )
 
     def _find(self, first: int, transactions: Mapping[str, int], add: Sequence[FileRef]) -> int:
         """Which of several new commits was ours."""

@@ -90,16 +90,26 @@ class LineageStore:
         """Why the last flush failed; ``None`` if it succeeded."""
         return self._failure
 
-    def emit(self, event: RunEvent) -> None:
-        """Take an event over; write it now or soon. Storage errors are logged, not raised."""
-        row = event_row(event)
+    def emit(self, *events: RunEvent, urgent: bool | None = None) -> None:
+        """Take events over; write them now or soon. Storage errors are logged, not raised.
+
+        Args:
+            events: in the order in which they happened.
+            urgent: write now (in one commit with all that waits) or within ``flush_seconds``;
+                left out, everything but RUNNING is urgent. For runs that are over when they are
+                told, say False.
+        """
+        if urgent is None:
+            urgent = any(event.eventType is not RunState.RUNNING for event in events)
+        rows = [event_row(event) for event in events]
         with self._lock:
-            self._buffer.append(row)
-            self._bound()
-            if event.eventType is RunState.RUNNING:
-                self.flush_if_due()
-            else:
+            for row in rows:
+                self._buffer.append(row)
+                self._bound()
+            if urgent:
                 self.flush()
+            else:
+                self.flush_if_due()
 
     def flush_if_due(self) -> bool:
         """Write what waits, if it has waited long enough; call it where nothing else happens."""
@@ -133,9 +143,10 @@ class LineageStore:
     def close(self) -> bool:
         """Write what waits, trying a few times; whether everything was written."""
         for attempt in range(_FINAL_ATTEMPTS):
+            if attempt:
+                time.sleep(_RETRY_SECONDS * 2**attempt)
             if self.flush():
                 return True
-            time.sleep(_RETRY_SECONDS * 2**attempt)
         self._log(f"lineage: gave up on {self.unsent_count} events: {self._failure}")
         return False
 

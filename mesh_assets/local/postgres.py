@@ -16,7 +16,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import signal
 import socket
 import time
 import zlib
@@ -26,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import psutil
 import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
 from mesh_assets.errors import MeshNotRunning, SettingError
 from mesh_assets.local.installation import Installation, prepare_folder, reachable_place
+from mesh_assets.local.server import Server
 
 SUPERUSER = "postgres"
 
@@ -122,14 +121,18 @@ class Cluster:
         return Installation.locate(self.folder)
 
     @property
+    def _server(self) -> Server:
+        return Server(self._installation)
+
+    @property
     def data(self) -> Path:
         """PostgreSQL's data folder."""
-        return self._installation.server / "data"
+        return self._server.data
 
     @property
     def log(self) -> Path:
         """The server's log file."""
-        return self._installation.server / "postgres.log"
+        return self._server.log
 
     @property
     def port(self) -> int:
@@ -167,12 +170,12 @@ class Cluster:
     def status(self) -> ClusterStatus:
         """What the cluster is doing; works on a folder that does not exist, too."""
         port_known = self._fixed_port is not None or (self.folder / "port").exists()
-        return ClusterStatus(self.folder, self.port if port_known else None, self._postmaster())
+        return ClusterStatus(self.folder, self.port if port_known else None, self._server.pid())
 
     @property
     def running(self) -> bool:
         """Whether the server runs."""
-        return self._postmaster() is not None
+        return self._server.pid() is not None
 
     # -- life
 
@@ -194,16 +197,16 @@ class Cluster:
         prepare_folder(self.folder)
         with self._locked():
             self._initialise()
-            if self._postmaster() is not None:
+            if self._server.pid() is not None:
                 changed = self._configure(self.port)
                 if not changed and self._answers(timeout_seconds):
                     return self
-                self._stop(timeout_seconds)
-            self._clear_crash()
-            self._rotate_log()
+                self._server.stop(timeout_seconds)
+            self._server.clear_crash()
+            self._server.rotate_log(_LOG_BYTES)
             for _ in range(5):
                 self._configure(self._free_port())
-                report = self._launch(timeout_seconds)
+                report = self._server.launch(timeout_seconds)
                 if not report:
                     return self
                 taken = "could not create any TCP/IP sockets" in report
@@ -215,15 +218,11 @@ class Cluster:
         """Stop the server: at first gently, at half of the time by crashing it, which loses nothing."""
         if self.folder.exists():
             with self._locked():
-                self._stop(timeout_seconds)
+                self._server.stop(timeout_seconds)
 
     def kill(self) -> None:
         """Kill every process of the server at once, as a crash would."""
-        pid = self._postmaster()
-        if pid is not None:
-            # A stopped postmaster cannot restart a backend that died before it.
-            os.kill(pid, signal.SIGKILL)
-        self._kill_backends(wait_seconds=0)
+        self._server.kill()
 
     def remove(self) -> None:
         """Stop the server and delete the cluster with all of its data."""
@@ -302,11 +301,16 @@ class Cluster:
         if (installation.server / "data" / "PG_VERSION").exists() and secret.exists():
             installation.prepare()
             return
-        # Data without its password (a deleted home), or half of an interrupted initialisation.
-        self._stop(timeout_seconds=10)
+        link = self.folder / "server"
+        if link.exists() and (installation.server / "data").exists():
+            raise SettingError(
+                f"the password of the PostgreSQL cluster in {self.folder} is gone: {secret} is missing",
+                hint="put it back, or delete the cluster with its data by `mesh reset`",
+            )
+        # What is there now is half of an interrupted initialisation, or the data of a deleted home.
+        self._server.stop(timeout_seconds=10)
         shutil.rmtree(installation.server, ignore_errors=True)
         installation.prepare()
-        link = self.folder / "server"
         if installation.server != link:
             link.unlink(missing_ok=True)
             link.symlink_to(installation.server)
@@ -367,28 +371,10 @@ class Cluster:
             return port
         raise SettingError(f"no TCP port of {_PORTS.start} to {_PORTS.stop - 1} is free on {_HOST}")
 
-    def _launch(self, timeout_seconds: float) -> str:
-        """Start the server; returns an empty text, or the end of its log if it did not start."""
-        written = self.log.stat().st_size if self.log.exists() else 0
-        # pg_ctl makes the server a session of its own: a Ctrl-C at the terminal does not reach it.
-        done = self._installation.run(
-            "pg_ctl",
-            "start",
-            "--wait",
-            f"--timeout={max(1, round(timeout_seconds))}",
-            f"--pgdata={self.data}",
-            f"--log={self.log}",
-        )
-        if done.returncode == 0:
-            return ""
-        with self.log.open(errors="replace") as file:
-            file.seek(written)
-            return f"{done.stdout.strip()}\n{file.read()[-2000:].strip()}"
-
     def _answers(self, timeout_seconds: float) -> bool:
         """Wait until the running server takes connections; False if it dies or never does."""
         deadline = time.monotonic() + timeout_seconds
-        while self._postmaster() is not None and time.monotonic() < deadline:
+        while self._server.pid() is not None and time.monotonic() < deadline:
             try:
                 self.connect().close()
                 return True
@@ -396,63 +382,6 @@ class Cluster:
                 # Still starting, or dying at this moment.
                 time.sleep(_POLL_SECONDS)
         return False
-
-    def _rotate_log(self) -> None:
-        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
-            self.log.rename(self.log.with_suffix(".log.1"))
-
-    def _processes(self) -> list[psutil.Process]:
-        """Every process of this cluster: a server process works inside of its data folder."""
-        data = os.path.realpath(self.data)
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.name().startswith("postgres") and process.cwd() == data:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
-
-    def _postmaster(self) -> int | None:
-        """The postmaster's process id, None if the lock file is missing or stale."""
-        try:
-            with (self.data / "postmaster.pid").open() as file:
-                pid = int(file.readline())
-            # After a reboot the number may belong to anything, another cluster's server included.
-            alive = psutil.Process(pid).cwd() == os.path.realpath(self.data)
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
-            return None
-        return pid if alive else None
-
-    def _clear_crash(self) -> None:
-        """Remove a stale lock file once no process of the old server is left."""
-        if (self.data / "postmaster.pid").exists():
-            self._kill_backends(wait_seconds=2)
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
-
-    def _kill_backends(self, wait_seconds: float) -> None:
-        deadline = time.monotonic() + wait_seconds
-        while processes := self._processes():
-            if time.monotonic() >= deadline:
-                for process in processes:
-                    try:
-                        process.kill()
-                    except psutil.NoSuchProcess:
-                        continue
-            time.sleep(_POLL_SECONDS)
-
-    def _stop(self, timeout_seconds: float) -> None:
-        # Fast shutdown waits for a walsender whose client never confirms: hence the second step.
-        for order in (signal.SIGINT, signal.SIGQUIT):
-            pid = self._postmaster()
-            if pid is None:
-                break
-            os.kill(pid, order)
-            deadline = time.monotonic() + timeout_seconds / 2
-            while self._postmaster() is not None and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-        if self._postmaster() is not None:
-            self.kill()
 
 
 def _write_private(file: Path, text: str, reader: Installation | None = None) -> None:

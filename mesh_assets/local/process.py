@@ -173,6 +173,11 @@ class Child:
         return True
 
     @property
+    def due_seconds(self) -> float:
+        """How long the next start still waits."""
+        return max(0.0, self._due_at - time.monotonic())
+
+    @property
     def backoff_seconds(self) -> float:
         """How long the next restart waits."""
         return _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]

@@ -1,7 +1,9 @@
 """What a shift tells Dagster: log lines and materialisations, both at a bounded rate.
 
 Every event is a row in Dagster's event log, so a table is reported at most every
-``REPORT_SECONDS`` and once at the end, however many batches land in between.
+``REPORT_SECONDS`` and once at the end, however many batches land in between. A current table is
+reported after a fold, and otherwise every ``CURRENT_REPORT_SECONDS`` while changes land: reads
+through the mesh see them before they are folded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from mesh_assets.errors import TableMissing
 from mesh_assets.names import CHANGES, CURRENT, ProductName
 from mesh_assets.orchestration.asset import ROW_COUNT, URI, asset_key
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from mesh_assets.report import BatchReport, FoldReport, ShiftResult, VersionReport
 
 REPORT_SECONDS = 10.0
+CURRENT_REPORT_SECONDS = 60.0
 QUEUE_LOOK_SECONDS = 2.0
 
 Clock = Callable[[], float]
@@ -48,12 +52,14 @@ class _Table:
     """What has to be told about one asset."""
 
     key: dg.AssetKey
+    kind: str
     uri: str
     metadata: Metadata = field(default_factory=dict)
     data_version: str = ""
     op_count: Counter[str] = field(default_factory=Counter)
     reported_op_count: Counter[str] = field(default_factory=Counter)
     dirty: bool = False
+    interval_seconds: float = REPORT_SECONDS
     reported_at: float = float("-inf")
 
 
@@ -81,15 +87,18 @@ class RunObserver:
         self._queued = queued
         self._clock = clock
         self._tables: dict[tuple[ProductName, str, str], _Table] = {}
+        now = clock()
         for target in plan.targets:
             for kind, uri in ((CHANGES, target.changes_uri), (CURRENT, target.current_uri)):
-                key = asset_key(target.name, kind, target.table)
-                self._tables[target.name, kind, target.table] = _Table(key, uri)
+                table = _Table(asset_key(target.name, kind, target.table), kind, uri)
+                if kind == CURRENT:
+                    table.interval_seconds, table.reported_at = CURRENT_REPORT_SECONDS, now
+                self._tables[target.name, kind, target.table] = table
         self._source = plan.source
         self._code_versions = _code_versions(context)
         self._looked_at = float("-inf")
         self._relieved = False
-        self._told_at = clock()
+        self._told_at = now
         self._untold = Counter[str]()
 
     # -- the Observer protocol
@@ -114,6 +123,7 @@ class RunObserver:
                 seen.metadata["cdc/lag_seconds"] = dg.MetadataValue.float(round(max(0.0, lag_seconds), 3))
                 seen.metadata["cdc/committed_at"] = dg.MetadataValue.timestamp(report.committed_at)
             seen.dirty = True
+            self._tables[table.name, CURRENT, table.table].dirty = True
         self._untold.update(
             batches=1,
             changes=report.row_count,
@@ -143,6 +153,7 @@ class RunObserver:
             "mesh/fold_seconds": dg.MetadataValue.float(round(report.seconds, 3)),
         }
         seen.dirty = True
+        seen.interval_seconds = REPORT_SECONDS
         self._report_due(self._clock())
 
     def cancelled(self) -> bool:
@@ -184,6 +195,7 @@ class RunObserver:
         selected = self._context.selected_asset_keys
         for seen in self._tables.values():
             if seen.key in selected:
+                self._complete(seen)
                 metadata = self._metadata(seen) | dict(note or {})
                 version = dg.DataVersion(seen.data_version) if seen.data_version else None
                 yield dg.MaterializeResult(asset_key=seen.key, metadata=metadata, data_version=version)
@@ -206,22 +218,45 @@ class RunObserver:
 
     def _report_due(self, now: float) -> None:
         for seen in self._tables.values():
-            if seen.dirty and now - seen.reported_at >= REPORT_SECONDS:
+            if seen.dirty and now - seen.reported_at >= seen.interval_seconds:
                 seen.reported_at = now
                 self._log(seen)
 
     def _log(self, seen: _Table) -> None:
-        tags = {"dagster/data_version": seen.data_version}
+        self._complete(seen)
+        tags = {"dagster/data_version": seen.data_version} if seen.data_version else {}
         if code_version := self._code_versions.get(seen.key):
             tags["dagster/code_version"] = code_version
         self._context.log_event(
             dg.AssetMaterialization(asset_key=seen.key, metadata=self._metadata(seen), tags=tags)
         )
 
+    def _complete(self, seen: _Table) -> None:
+        """Read from the lake what no batch and no fold of this shift has told."""
+        if ROW_COUNT in seen.metadata:
+            return
+        from mesh_assets.lake.current import Current
+        from mesh_assets.lake.log import ChangeLog
+
+        try:
+            if seen.kind == CHANGES:
+                log = ChangeLog.open(seen.uri)
+                row_count, version = log.seq + 1, log.table.version
+            else:
+                current = Current.open(seen.uri)
+                row_count, version = current.row_count, current.table.version
+        except TableMissing:
+            return
+        seen.data_version = str(version)
+        seen.metadata[ROW_COUNT] = dg.MetadataValue.int(row_count)
+        seen.metadata["delta/version"] = dg.MetadataValue.int(version)
+
     def _metadata(self, seen: _Table) -> Metadata:
         new = seen.op_count - seen.reported_op_count
         seen.reported_op_count = Counter(seen.op_count)
         seen.dirty = False
+        if seen.kind == CURRENT:
+            seen.interval_seconds = CURRENT_REPORT_SECONDS
         counts: Metadata = {_OPS[op]: dg.MetadataValue.int(count) for op, count in new.items() if op in _OPS}
         if counts:
             counts["cdc/changes"] = dg.MetadataValue.int(sum(new.values()))

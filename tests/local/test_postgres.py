@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -241,16 +242,26 @@ def test_roots_private_folder_gets_a_place_that_postgres_reaches(tmp_path: Path)
     assert not place.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as another account")
-def test_roots_data_without_its_password_is_replaced(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    cluster = Cluster(tmp_path / "lost", shared_buffers_mb=16, options=OPTIONS)
-    cluster.start()
+def test_data_whose_password_is_lost_is_not_touched(open_folder: Path) -> None:
+    cluster = Cluster(open_folder / "lost", shared_buffers_mb=16, options=OPTIONS)
+    cluster.initialise()
     (cluster.folder / "secrets" / "postgres").unlink()
-    again = Cluster(tmp_path / "lost", shared_buffers_mb=16, options=OPTIONS)
-    with again, again.connect() as connection:
+    with pytest.raises(SettingError, match=r"password .* is gone"):
+        cluster.start()
+    assert (cluster.data / "PG_VERSION").exists()
+    cluster.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as another account")
+def test_what_a_deleted_home_left_elsewhere_is_replaced(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    cluster = Cluster(tmp_path / "deleted", shared_buffers_mb=16, options=OPTIONS)
+    first = cluster.start().status().pid
+    shutil.rmtree(cluster.folder)
+    with cluster, cluster.connect() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
-    again.remove()
+        assert cluster.status().pid != first
+    cluster.remove()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as another account")

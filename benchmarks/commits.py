@@ -1,0 +1,41 @@
+"""A contender: one change log that takes many small appends, with upkeep in between."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from benchmarks.changes import KEY, ROW_SCHEMA, change_frame
+from benchmarks.child import Report, serve
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.table import Table
+from mesh_assets.lake.upkeep import Upkeep, maintain
+
+_ROWS = 100
+_UPKEEP_COMMITS = 40
+# A shift appends about once a second and keeps commit files for ten minutes; here time runs faster.
+_UPKEEP = Upkeep(archive_seconds=10.0, vacuum_seconds=60.0)
+
+
+def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Append until the log has ``version_count`` versions; returns the seconds of every append."""
+    uri = parameters["uri"]
+    log = ChangeLog.create(uri, ROW_SCHEMA, KEY)
+    seconds = []
+    for number in range(1, parameters["version_count"] + 1):
+        frame = change_frame(np.arange(_ROWS) + number * _ROWS, "c", number)
+        now = datetime.now(UTC)
+        began = time.perf_counter()
+        log.append(frame, source="benchmark", position=(number, _ROWS - 1), captured_at=now, schema_version=1)
+        seconds.append(time.perf_counter() - began)
+        if number % _UPKEEP_COMMITS == 0:
+            maintain(Table.open(uri), _UPKEEP)
+            report(progress=number)
+    return {"seconds": seconds, "delta_version": log.table.version}
+
+
+if __name__ == "__main__":
+    serve(work)

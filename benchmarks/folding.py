@@ -1,0 +1,148 @@
+"""A contender: a product of many rows; its appends, fresh reads and folds."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.changes import KEY, ROW_SCHEMA, change_frame
+from benchmarks.child import Report, serve
+from mesh_assets.lake.access import Principal
+from mesh_assets.lake.current import Current
+from mesh_assets.lake.fold import fold
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.read import fresh
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+
+_NAME = ProductName("sales", "orders")
+_TABLE = "orders"
+_BASE_BATCH_ROWS = 500_000
+_TAIL_BATCH_ROWS = 200_000
+_BATCH_ROWS = 10_000
+_REPEATS = 9
+# A change log accepts positions that grow: every append gets the next.
+_FIRST_POSITION = 1_000
+
+
+def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Build the product, or measure on one that was built."""
+    layout = Layout(parameters["lake"])
+    if parameters["task"] == "build":
+        return _build(layout, parameters["row_count"], report)
+    return _measure(layout, parameters["tail_counts"], Path(parameters["scratch"]), report)
+
+
+def _append(log: ChangeLog, order_ids: np.ndarray, op: str) -> float:
+    """Append changes of these orders; returns the seconds it took, without making the frame."""
+    held = log.position("benchmark")
+    position = held[0] + 1 if held else _FIRST_POSITION
+    frame = change_frame(order_ids, op, position)
+    began = time.perf_counter()
+    log.append(
+        frame,
+        source="benchmark",
+        position=(position, len(order_ids) - 1),
+        captured_at=datetime.now(UTC),
+        schema_version=1,
+    )
+    return time.perf_counter() - began
+
+
+def _build(layout: Layout, row_count: int, report: Report) -> dict[str, Any]:
+    log = ChangeLog.create(layout.table(_NAME, CHANGES, _TABLE), ROW_SCHEMA, KEY)
+    current = Current.create(layout.table(_NAME, CURRENT, _TABLE), ROW_SCHEMA, KEY)
+    for first in range(0, row_count, _BASE_BATCH_ROWS):
+        last = min(row_count, first + _BASE_BATCH_ROWS)
+        _append(log, np.arange(first, last), "r")
+        report(progress=last)
+    done = fold(log, current, log.seq)
+    return {"row_count": done.row_count, "seconds": done.seconds, "file_count": done.added}
+
+
+def _measure(layout: Layout, tail_counts: list[int], scratch: Path, report: Report) -> dict[str, Any]:
+    random = np.random.default_rng(1)
+    log = ChangeLog.open(layout.table(_NAME, CHANGES, _TABLE))
+    current = Current.open(layout.table(_NAME, CURRENT, _TABLE))
+    base_count = current.row_count
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        report(progress=steps)
+
+    def random_orders(count: int) -> np.ndarray:
+        return random.choice(base_count, min(count, base_count // 2), replace=False)
+
+    # The first tail: what a reader pays for it.
+    _append(log, random_orders(_BATCH_ROWS), "u")
+    step()
+    reads = _read(layout, current)
+    step()
+    folds = [_fold(log, current)]
+    step()
+    # Appends to the large product and to empty ones take turns.
+    large, empty = [], []
+    for number in range(_REPEATS):
+        orders = random_orders(_BATCH_ROWS)
+        small = ChangeLog.create(str(scratch / f"empty-{number}"), ROW_SCHEMA, KEY)
+        empty.append(_append(small, orders, "u"))
+        large.append(_append(log, orders, "u"))
+        shutil.rmtree(scratch / f"empty-{number}")
+        step()
+    for count in tail_counts:
+        while (missing := count - (log.seq - current.folded)) > 0:
+            _append(log, random_orders(min(missing, _TAIL_BATCH_ROWS)), "u")
+        folds.append(_fold(log, current))
+        step()
+    if current.row_count != base_count:
+        raise RuntimeError(f"{base_count} rows became {current.row_count} by updates alone")
+    return {
+        "base_count": base_count,
+        **reads,
+        "append_large_seconds": statistics.median(large),
+        "append_empty_seconds": statistics.median(empty),
+        "folds": folds,
+    }
+
+
+def _query(frame: pl.LazyFrame) -> pl.DataFrame:
+    summed = frame.group_by("status").agg(pl.len().alias("count"), pl.col("amount").sum())
+    return summed.collect(engine="streaming")
+
+
+def _read(layout: Layout, current: Current) -> dict[str, float]:
+    """The same question to the mesh and to the files of the last fold, in turns."""
+    files = [str(Path(current.table.uri) / file.path) for file in current.table.files()]
+    fresh_seconds, scan_seconds = [], []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        plain = _query(pl.scan_parquet(files))
+        middle = time.perf_counter()
+        through = _query(fresh(layout, _NAME, _TABLE, principal=Principal.local()))
+        scan_seconds.append(middle - began)
+        fresh_seconds.append(time.perf_counter() - middle)
+        if plain["count"].sum() != through["count"].sum():
+            raise RuntimeError(
+                f"the fresh read has {through['count'].sum()} rows, not {plain['count'].sum()}"
+            )
+    return {
+        "fresh_seconds": statistics.median(fresh_seconds),
+        "scan_seconds": statistics.median(scan_seconds),
+    }
+
+
+def _fold(log: ChangeLog, current: Current) -> dict[str, float]:
+    done = fold(log, current, log.seq)
+    return {"change_count": done.tail_row_count, "seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
+
+
+if __name__ == "__main__":
+    serve(work)

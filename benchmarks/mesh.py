@@ -1,0 +1,240 @@
+"""The whole mesh on one machine: how soon it is ready, what it costs while nothing happens, how soon
+it wakes up.
+
+Idle means: the sample databases exist, nobody writes to them (``--rate 0``), and everything in them
+has been captured. Every process counts: supervisor, code locations, web server, daemon, run
+workers, both PostgreSQL clusters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks import child
+from benchmarks.follower import Follower
+from benchmarks.measure import ProcessSource, Sampler, process_tree
+from benchmarks.organisation import settings_of
+from benchmarks.record import Record
+from benchmarks.stage import Stage
+from benchmarks.writer import LANE_WIDTH
+from mesh_assets.local.supervisor import clusters
+from mesh_assets.settings import Settings
+
+TITLE = "mesh up: ready time, idle cost, and from idle to a fresh read"
+
+_READY_LIMIT_SECONDS = 45.0
+_GIVE_UP_SECONDS = 180.0
+_SETTLE_SECONDS = 240.0
+_IDLE_SECONDS = 60
+_IDLE_LIMIT_BYTES = 1.2e9
+_IDLE_LIMIT_CORES = 0.25
+_WAKE_TRIES = 5
+_WAKE_LIMIT_SECONDS = 12.0
+_STOP_SECONDS = 60.0
+_UNFINISHED = ["NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING"]
+
+_PRODUCTS = Path(__file__).resolve().parent.parent / "products"
+
+_CUSTOMER = """
+INSERT INTO shop.customers (customer_id, full_name, segment, created_at, updated_at)
+VALUES (%s, 'Benchmark', 'public', now(), now()) ON CONFLICT DO NOTHING
+"""
+_ORDER = """
+INSERT INTO shop.orders (order_id, customer_id, status, currency, amount, placed_at, updated_at)
+VALUES (%s, %s, 'new', 'EUR', 1.00, now(), now())
+"""
+
+
+def run(stage: Stage) -> None:
+    """Start it twice (once from nothing), leave it alone, wake it up, stop it."""
+    settings = settings_of(stage.folder, _PRODUCTS)
+    try:
+        with _up(stage, settings) as first_seconds:
+            pass
+        with _up(stage, settings) as second_seconds:
+            stage.console.print(
+                f"ready after {first_seconds:.1f} s from nothing, after {second_seconds:.1f} s again"
+            )
+            _ready(stage, first_seconds, second_seconds)
+            with stage.progress("waiting until everything is captured"):
+                _settle(settings)
+            _idle(stage, settings)
+            _wake(stage, settings)
+    finally:
+        for cluster in clusters(settings).values():
+            cluster.remove()
+
+
+def _ready(stage: Stage, first_seconds: float, second_seconds: float) -> None:
+    for name, title, seconds in (
+        ("mesh_ready_first", "mesh up, the first time: ready", first_seconds),
+        ("mesh_ready", "mesh up, again: ready", second_seconds),
+    ):
+        stage.record(Record(name, title, seconds, _READY_LIMIT_SECONDS, "the limit", 1, "s", True))
+
+
+@contextmanager
+def _up(stage: Stage, settings: Settings) -> Iterator[float]:
+    """``mesh up``; yields the seconds until it was ready, and stops it as a Ctrl-C would."""
+    command = [str(Path(sys.executable).with_name("mesh")), "up", "--rate", "0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    environment |= {"MESH_HOME": str(settings.home), "MESH_PRODUCTS": str(settings.products)}
+    log = stage.folder / "up.log"
+    record = settings.home / "up.json"
+    with log.open("a") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=_PRODUCTS.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    everything = _everything(process.pid, settings)
+    seen: dict[int, psutil.Process] = {}
+    try:
+        with stage.progress("starting the mesh"):
+            while not record.exists():
+                if process.poll() is not None or time.monotonic() - began > _GIVE_UP_SECONDS:
+                    raise child.ContenderError(f"the mesh did not get ready:\n{log.read_text()[-3000:]}")
+                time.sleep(0.05)
+        yield time.monotonic() - began
+        seen = {one.pid: one for one in everything()}
+    finally:
+        with stage.progress("stopping the mesh"):
+            _stop(process)
+    left = [one for one in seen.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    if left:
+        stage.console.print(f"[red]processes were left: {', '.join(map(str, left))}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _everything(pid: int, settings: Settings) -> ProcessSource:
+    """A source of all processes of the mesh: the supervisor's tree and both clusters'."""
+
+    def processes() -> list[psutil.Process]:
+        pids = [pid, *(cluster.status().pid for cluster in clusters(settings).values())]
+        found = {one.pid: one for root in pids if root is not None for one in process_tree(root)()}
+        return list(found.values())
+
+    return processes
+
+
+def _settle(settings: Settings) -> None:
+    """Wait until every source was captured and no run is under way or about to be, twice in a row."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    quiet = 0
+    while quiet < 3:
+        if time.monotonic() > deadline:
+            raise child.ContenderError(f"the mesh was not idle after {_SETTLE_SECONDS:.0f} s")
+        time.sleep(5)
+        busy, done = _runs(settings, _UNFINISHED), _runs(settings, ["SUCCESS"])
+        quiet = quiet + 1 if done and not busy else 0
+
+
+def _runs(settings: Settings, statuses: list[str]) -> int:
+    """How many runs Dagster has in these states."""
+    address = json.loads((settings.home / "up.json").read_text())["addresses"]["Dagster"]
+    query = (
+        "query Runs($statuses: [RunStatus!]) { runsOrError(filter: {statuses: $statuses}, limit: 100) "
+        "{ ... on Runs { results { runId } } } }"
+    )
+    body = json.dumps({"query": query, "variables": {"statuses": statuses}}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return len(json.load(answer)["data"]["runsOrError"]["results"])
+
+
+def _idle(stage: Stage, settings: Settings) -> None:
+    seconds = stage.amount(_IDLE_SECONDS, 15)
+    pid = json.loads((settings.home / "up.json").read_text())["pid"]
+    everything = _everything(pid, settings)
+    with stage.progress(f"idle for {seconds} s"), Sampler(cpu={"mesh": everything}, seconds=1.0) as sampler:
+        began = time.monotonic()
+        time.sleep(seconds)
+        elapsed = time.monotonic() - began
+    with Sampler(memory={"mesh": everything}) as memory:
+        time.sleep(3)
+    count = len(everything())
+    cores = sampler.cpu_seconds("mesh") / elapsed
+    stage.console.print(
+        f"idle: {count} processes, {memory.peak_bytes() / 1e6:,.0f} MB, {cores:.1%} of a core"
+    )
+    stage.record(
+        Record(
+            "mesh_idle_memory",
+            f"idle mesh, {count} processes: memory",
+            memory.peak_bytes() / 1e6,
+            _IDLE_LIMIT_BYTES / 1e6,
+            "the limit",
+            1,
+            "MB",
+            True,
+        )
+    )
+    stage.record(
+        Record("mesh_idle_cpu", "idle mesh: CPU", cores, _IDLE_LIMIT_CORES, "the limit", 1, "cores", True)
+    )
+
+
+def _wake(stage: Stage, settings: Settings) -> None:
+    """Commit one order into the idle mesh, wait until a read shows it and all is idle again."""
+    tries = stage.amount(_WAKE_TRIES)
+    source = clusters(settings)["sources"]
+    watching = {"folder": str(stage.folder), "products": str(_PRODUCTS), "pause_seconds": 0.25}
+    committed = []
+    with (
+        source.connect("sales") as connection,
+        child.start("watcher", watching, folder=stage.folder / "watcher") as contender,
+    ):
+        watcher = Follower(contender)
+        connection.execute(_CUSTOMER, (LANE_WIDTH,))
+        for number in range(1, tries + 1):
+            with stage.progress(f"from idle, {number} of {tries}"):
+                _settle(settings)
+                connection.execute(_ORDER, (number * LANE_WIDTH, LANE_WIDTH))
+                committed.append(time.monotonic())
+                watcher.reach(number, 10 * _WAKE_LIMIT_SECONDS)
+        contender.tell("end")
+        reads = watcher.result()["reads"]
+    delays = []
+    for number, moment in enumerate(committed):
+        shown = [read[0] for read in reads if str(number) in read[1]]
+        if not shown:
+            raise child.ContenderError("an order that was committed into the idle mesh never became visible")
+        delays.append(shown[0] - moment)
+    stage.console.print("from idle to a fresh read: " + ", ".join(f"{delay:.1f} s" for delay in delays))
+    stage.record(
+        Record(
+            "latency_idle",
+            f"commit to fresh read from idle, slowest of {tries}",
+            float(np.max(delays)),
+            _WAKE_LIMIT_SECONDS,
+            "the limit",
+            1,
+            "s",
+            True,
+        )
+    )

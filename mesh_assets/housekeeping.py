@@ -1,0 +1,162 @@
+"""Folds and log upkeep beside a drain, so that appending never waits for them.
+
+One background thread per shift, with Delta handles of its own. It folds a table when that pays
+(:func:`mesh_assets.lake.current.should_fold`), compacts and archives logs, and hands its reports
+to the shift's own thread. A fault of its own ends the shift: nothing is swallowed.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from mesh_assets.errors import CommitConflict
+from mesh_assets.lake.current import Current, FoldCase, should_fold
+from mesh_assets.lake.fold import fold
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.table import Table
+from mesh_assets.lake.upkeep import maintain
+from mesh_assets.names import ProductName
+from mesh_assets.plan import CapturePlan, Target
+from mesh_assets.report import FoldReport, VersionReport
+
+_MAINTAIN_COMMITS = 40
+_CORES = 1.0
+"""Cores whose time counts for the fold budget."""
+
+
+@dataclass
+class _Measured:
+    """What the last fold of a table told of its cost."""
+
+    seconds_per_byte: float | None = None
+    ended: float = 0.0
+
+
+class Housekeeper:
+    """Tends the tables of one source.
+
+    Args:
+        plan: whose tables.
+        enabled: without, nothing is folded or tended (benchmarks, parity's short shifts).
+    """
+
+    def __init__(self, plan: CapturePlan, *, enabled: bool = True) -> None:
+        self._targets = {(target.name, target.table): target for target in plan.targets}
+        self._enabled = enabled
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="housekeeper")
+        self._jobs: dict[tuple[ProductName, str], Future[None]] = {}
+        self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
+        self._measured: dict[tuple[ProductName, str], _Measured] = {}
+        self._maintained: dict[str, int] = {}
+        self._shared = (
+            *(plan.layout.versions(name) for name in plan.products),
+            plan.part_uri("ledger"),
+            plan.layout.lineage(),
+        )
+        self._reports: queue.SimpleQueue[FoldReport] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def cut(self, report: VersionReport) -> None:
+        """A product version is durable: its tables may be folded up to it."""
+        if not self._enabled:
+            return
+        for table, seq in report.row.tables.items():
+            key = (report.name, table)
+            self._cuts[key] = (seq, report.row.created_at)
+            job = self._jobs.get(key)
+            if job is None or job.done():
+                self._settle(key)
+                self._jobs[key] = self._pool.submit(self._tend, key)
+
+    def reports(self) -> Iterator[FoldReport]:
+        """Folds since the last call; raises what ended a job."""
+        for key in list(self._jobs):
+            if self._jobs[key].done():
+                self._settle(key)
+        while not self._reports.empty():
+            yield self._reports.get()
+
+    def finish(self) -> None:
+        """Wait for what runs, and tend every table once more."""
+        for key in self._cuts:
+            self._settle(key)
+            self._jobs[key] = self._pool.submit(self._tend, key)
+        for key in list(self._jobs):
+            self._settle(key)
+
+    def _settle(self, key: tuple[ProductName, str]) -> None:
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            job.result()
+
+    # -- in the background --------------------------------------------------------------------
+
+    def _tend(self, key: tuple[ProductName, str]) -> None:
+        target, (seq, created_at) = self._targets[key], self._cuts[key]
+        try:
+            log = ChangeLog.open(target.changes_uri)
+            self._fold(target, log, seq, created_at)
+            for uri in (target.changes_uri, target.current_uri, *self._shared):
+                self._maintain(uri)
+        except CommitConflict:
+            # Another shift's housekeeper was first; what it left is as good.
+            return
+
+    def _maintain(self, uri: str) -> None:
+        """Compact, archive and vacuum a table that has grown by enough commits."""
+        if not Table.exists(uri):
+            return
+        table = Table.open(uri)
+        if table.version - self._maintained.get(uri, 0) >= _MAINTAIN_COMMITS:
+            maintain(table)
+            self._maintained[uri] = table.version
+
+    def _fold(self, target: Target, log: ChangeLog, seq: int, created_at: datetime) -> None:
+        key = (target.name, target.table)
+        current = Current.open_or_create(target.current_uri, log.row_schema, log.key)
+        tail_count = seq - current.folded
+        if tail_count <= 0:
+            return
+        measured = self._measured.setdefault(key, _Measured())
+        case = FoldCase(
+            tail_count=tail_count,
+            base_count=current.row_count,
+            touched_bytes=current.touched_bytes(log, seq),
+            seconds_per_byte=measured.seconds_per_byte,
+            age_seconds=(datetime.now(UTC) - created_at).total_seconds(),
+            cpu_seconds=(time.monotonic() - measured.ended) * _CORES if measured.ended else 60.0,
+        )
+        if should_fold(case) is None:
+            return
+        started_at = datetime.now(UTC)
+        done = fold(log, current, seq)
+        measured.ended = time.monotonic()
+        measured.seconds_per_byte = done.seconds_per_byte or measured.seconds_per_byte
+        if done.outcome != "folded":
+            return
+        self._reports.put(
+            FoldReport(
+                target.name,
+                target.table,
+                seq,
+                done.tail_row_count,
+                done.row_count,
+                done.delta_version,
+                started_at,
+                done.seconds,
+            )
+        )

@@ -1,0 +1,89 @@
+"""What the mesh looks like at one moment, as :mod:`mesh_assets.local.watch` sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+
+@dataclass(frozen=True)
+class SourceSight:
+    """One source.
+
+    Attributes:
+        lag_seconds: since when it has had changes that are not captured; 0 if it has none.
+        retained_bytes: WAL that it keeps for us.
+        change_rate: rows changed per second at the source.
+        problem: why it cannot be asked or captured; empty if it can.
+    """
+
+    name: str
+    lag_seconds: float | None = None
+    retained_bytes: int | None = None
+    change_rate: float | None = None
+    captured: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ProductSight:
+    """One product.
+
+    Attributes:
+        row_count: rows in its current tables, as last folded.
+        version: the latest version; 0 before the first.
+        committed_at: commit time at the source of the newest change in it, ISO 8601.
+    """
+
+    name: str
+    row_count: int | None = None
+    version: int = 0
+    committed_at: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Everything at one moment.
+
+    Attributes:
+        locations: what became of each code location: ``loaded``, ``loading`` or an error.
+        daemons: required daemons of Dagster that are not healthy.
+        failed_runs: runs that failed since the start.
+        running_runs: how many runs are under way.
+        web: whether the web server answers.
+    """
+
+    at: float = 0.0
+    sources: Sequence[SourceSight] = ()
+    products: Sequence[ProductSight] = ()
+    locations: dict[str, str] = field(default_factory=dict)
+    daemons: Sequence[str] = ()
+    failed_runs: Sequence[str] = ()
+    running_runs: int = 0
+    web: bool = False
+
+    @classmethod
+    def load(cls, line: str) -> Sight:
+        """Read what :meth:`dump` wrote."""
+        found = json.loads(line)
+        return cls(
+            **found
+            | {
+                "sources": [SourceSight(**one) for one in found["sources"]],
+                "products": [ProductSight(**one) for one in found["products"]],
+            }
+        )
+
+    def dump(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+
+def age_seconds(committed_at: str, now: datetime | None = None) -> float | None:
+    """Seconds since a time in ISO 8601; None if there is none."""
+    if not committed_at:
+        return None
+    return ((now or datetime.now(UTC)) - datetime.fromisoformat(committed_at)).total_seconds()

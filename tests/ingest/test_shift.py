@@ -1,0 +1,301 @@
+"""Shifts in this process: what they capture, what they refuse, and what they survive."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import polars as pl
+import psycopg
+import pytest
+
+from mesh_assets.cdc.gap import GapLog
+from mesh_assets.cdc.parking import ParkingLog
+from mesh_assets.cdc.source import Source
+from mesh_assets.errors import Fenced, SlotBusy, SourceDisconnected, SourceNotReady, SourceUnreachable
+from mesh_assets.ingest import Shift
+from mesh_assets.lake.ledger import Ledger
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.version import VersionLog
+from mesh_assets.lineage import store
+from mesh_assets.parity import parity
+from mesh_assets.plan import CapturePlan
+from mesh_assets.report import BatchReport, Budget, ShiftResult, Silent, VersionReport
+from tests.crash.world import World
+
+QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30)
+
+
+def drain(plan: CapturePlan, observer: Silent | None = None, budget: Budget = QUICK) -> ShiftResult:
+    """One short shift."""
+    return Shift(plan, budget=budget, observer=observer).run()
+
+
+def assert_equal(plan: CapturePlan, *tables: str) -> None:
+    """Parity of all tables, or of those named."""
+    for target in plan.targets:
+        if not tables or target.table in tables:
+            result = parity(plan, target, drain=lambda: drain(plan) and None)
+            assert result.equal, result.sentence()
+
+
+def log_of(plan: CapturePlan, table: str) -> ChangeLog:
+    """The change log of one table."""
+    return ChangeLog.open(next(one.changes_uri for one in plan.targets if one.table == table))
+
+
+def execute(world: World, *statements: str) -> None:
+    """Run statements at the source, each in its own transaction."""
+    with psycopg.connect(world.url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+
+def test_snapshot_then_changes_equal_the_source(world: World) -> None:
+    first = drain(world.plan)
+    assert first.snapshot_row_count > 0
+    assert first.reason == "idle"
+    assert_equal(world.plan)
+    world.application.transact(200)
+    second = drain(world.plan)
+    assert second.row_count > 0
+    assert second.snapshot_row_count == 0
+    assert_equal(world.plan)
+
+
+def test_versions_cover_every_change_and_chain(world: World) -> None:
+    drain(world.plan)
+    world.application.transact(50)
+    drain(world.plan)
+    versions = VersionLog.open(world.plan.layout.versions(world.plan.products[0]))
+    latest = versions.latest()
+    assert latest is not None
+    assert latest.tables == {one.table: log_of(world.plan, one.table).seq for one in world.plan.targets}
+    rows = versions.between(1, latest.version)
+    assert [row.digest() for row in rows] == [row.hash for row in rows]
+    assert [row.previous_hash for row in rows] == ["", *(row.hash for row in rows[:-1])]
+    assert sum(sum(row.row_count.values()) for row in rows) == sum(seq + 1 for seq in latest.tables.values())
+
+
+def test_lineage_tells_each_version_and_the_end(world: World) -> None:
+    drain(world.plan)
+    events = store.read(world.plan.layout.lineage()).collect()
+    capture = events.filter(pl.col("job_name") == "app.capture")
+    kinds = capture.sort("event_time")["event_type"].to_list()
+    assert kinds[0] == "START"
+    assert "RUNNING" in kinds
+    assert kinds[-1] == "COMPLETE"
+
+
+def test_an_empty_table_is_captured_and_takes_its_first_row(world: World) -> None:
+    execute(world, "truncate shop.badge")
+    drain(world.plan)
+    assert log_of(world.plan, "badge").seq == -1
+    execute(world, "insert into shop.badge (code) values ('first')")
+    drain(world.plan)
+    assert log_of(world.plan, "badge").seq == 0
+    assert_equal(world.plan)
+
+
+def test_a_transaction_larger_than_a_batch(world: World) -> None:
+    drain(world.plan)
+    execute(
+        world,
+        "insert into shop.line select g, 1, g, 'bulk' from generate_series(1000, 6000) g",
+        "update shop.line set quantity = quantity + 1 where item_id >= 1000",
+    )
+    result = drain(world.plan)
+    assert result.batch_count > 2
+    assert_equal(world.plan)
+
+
+def test_changes_committed_during_the_snapshot_land_once(world: World) -> None:
+    class Writing(Silent):
+        def message(self, text: str) -> None:
+            world.application.transact(15)
+
+    drain(world.plan, Writing())
+    assert_equal(world.plan)
+
+
+def test_a_second_shift_does_not_disturb_the_first(world: World) -> None:
+    drain(world.plan)
+    world.application.transact(20)
+    errors: list[BaseException] = []
+
+    class Second(Silent):
+        def batch(self, report: BatchReport) -> None:
+            if not errors:
+                try:
+                    drain(world.plan)
+                except (SlotBusy, Fenced) as error:
+                    errors.append(error)
+
+    # It may be fenced in its turn by what the second did before it found the slot busy: never both write.
+    drain(world.plan, Second())
+    assert errors
+    assert_equal(world.plan)
+
+
+def test_a_zombie_is_fenced(world: World) -> None:
+    drain(world.plan)
+    world.application.transact(20)
+    woken = threading.Event()
+
+    class Zombie(Silent):
+        def version(self, report: VersionReport) -> None:
+            # In the middle of a batch the server gives up on us, and another shift takes over.
+            if woken.is_set():
+                return
+            woken.set()
+            execute(
+                world,
+                "select pg_terminate_backend(active_pid) from pg_replication_slots "
+                f"where slot_name = '{world.plan.source.slot}' and active",
+            )
+            world.application.transact(30)
+            drain(world.plan)
+
+    with pytest.raises(Fenced):
+        drain(world.plan, Zombie())
+    assert woken.is_set()
+    assert_equal(world.plan)
+
+
+def test_a_lost_slot_is_a_gap_that_is_recorded_and_healed(world: World) -> None:
+    drain(world.plan)
+    with Source(world.plan.source) as source:
+        source.drop_slot()
+    execute(
+        world, "delete from shop.item where id % 2 = 0", "insert into shop.line values (900, 1, 1, 'gap')"
+    )
+    drain(world.plan)
+    gaps = GapLog(world.plan.part_uri("gaps"))
+    assert gaps.latest_lsn() > 0
+    assert_equal(world.plan)
+    world.application.transact(30)
+    assert_equal(world.plan)
+
+
+def test_an_added_column_lands_at_once(world: World) -> None:
+    drain(world.plan)
+    execute(
+        world,
+        "alter table shop.item add column colour text",
+        "insert into shop.item (id, colour) values (5000, 'red')",
+    )
+    drain(world.plan)
+    log = log_of(world.plan, "item")
+    assert "colour" in log.row_schema.names
+    last = log.scan(log.seq - 1, log.seq, ["colour", "_schema_version"]).collect().row(0)
+    assert last == ("red", 2)
+    assert_equal(world.plan)
+
+
+def test_an_added_column_with_a_default_is_read_again(world: World) -> None:
+    drain(world.plan)
+    execute(world, "alter table shop.item add column stars int not null default 3")
+    world.application.transact(30)
+    drain(world.plan)
+    drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_a_refused_migration_parks_one_table_and_keeps_its_changes(world: World) -> None:
+    drain(world.plan)
+    execute(
+        world,
+        "alter table shop.line alter column quantity type bigint",
+        "update shop.line set remark = 'parked'",
+        "insert into shop.item (id, name) values (7000, 'goes on')",
+    )
+    result = drain(world.plan)
+    assert "shop.line" in result.refused
+    assert "changed from integer to bigint" in result.refused["shop.line"]
+    assert result.parked_count > 0
+    assert ParkingLog(world.plan.part_uri("parking")).position("shop.line") > (0, -1)
+    assert_equal(world.plan, "item", "badge")
+    ledger = Ledger(world.plan.part_uri("ledger")).latest()
+    assert ledger is not None
+    # The next shift finds it refused at once, and keeps on parking.
+    execute(world, "update shop.line set remark = 'parked again'")
+    again = drain(world.plan)
+    assert "shop.line" in again.refused
+    assert again.parked_count > 0
+
+
+def test_parked_changes_land_first_once_the_table_is_back(world: World) -> None:
+    drain(world.plan)
+    without_lines = replace(
+        world.plan, targets=tuple(one for one in world.plan.targets if one.table != "line")
+    )
+    world.application.transact(40)
+    parked = drain(without_lines)
+    assert parked.parked_count > 0
+    world.application.transact(40)
+    drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_a_table_that_loses_its_identity_is_refused_and_the_others_go_on(world: World) -> None:
+    drain(world.plan)
+    execute(world, "alter table shop.badge replica identity nothing")
+    world.application.truncates = False
+    execute(world, "insert into shop.item (id, name) values (8000, 'goes on')")
+    result = drain(world.plan)
+    assert list(result.refused) == ["shop.badge"]
+    assert "REPLICA IDENTITY" in result.refused["shop.badge"]
+    assert_equal(world.plan, "item", "line")
+
+
+def test_no_table_with_an_identity_is_an_error(world: World) -> None:
+    for table in world.plan.source.tables:
+        execute(world, f"alter table {table} replica identity nothing")
+    with pytest.raises(SourceNotReady, match="REPLICA IDENTITY NOTHING"):
+        drain(world.plan)
+
+
+def test_an_unreachable_source_says_so(world: World) -> None:
+    away = replace(world.plan, source=replace(world.plan.source, url="postgresql://u:secret@127.0.0.1:1/x"))
+    with pytest.raises(SourceUnreachable) as error:
+        drain(away)
+    assert "secret" not in str(error.value)
+
+
+def test_a_cut_connection_loses_nothing(world: World) -> None:
+    drain(world.plan)
+    world.application.transact(60)
+    cut = threading.Event()
+
+    class Cutting(Silent):
+        def batch(self, report: BatchReport) -> None:
+            if not cut.is_set():
+                cut.set()
+                execute(
+                    world,
+                    "select pg_terminate_backend(active_pid) from pg_replication_slots where active "
+                    f"and slot_name = '{world.plan.source.slot}'",
+                )
+
+    with pytest.raises(SourceDisconnected):
+        drain(world.plan, Cutting(), replace(QUICK, batch_rows=5, idle_seconds=10))
+    drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_cancelling_ends_between_two_batches(world: World) -> None:
+    class Cancelling(Silent):
+        def __init__(self) -> None:
+            self.batches = 0
+
+        def batch(self, report: BatchReport) -> None:
+            self.batches += 1
+
+        def cancelled(self) -> bool:
+            return self.batches >= 1
+
+    drain(world.plan)
+    world.application.transact(100)
+    result = drain(world.plan, Cancelling(), replace(QUICK, batch_rows=20))
+    assert result.reason == "cancelled"
+    assert_equal(world.plan)
