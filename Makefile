@@ -32,7 +32,7 @@ test: $(VENV)/.development ## run the tests; ARGS="-k fold" chooses some
 
 .PHONY: torture
 torture: $(VENV)/.development ## kill the ingesting process KILLS times (300) with SEED (1) and compare
-	@exec $(BIN)/python -m tests.torture --kills $(KILLS) --seed $(SEED) $(ARGS)
+	@exec $(BIN)/python -m tests.crash.torture --kills $(KILLS) --seed $(SEED) $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.development ## measure speed beside its peers; ONLY=capture runs one benchmark

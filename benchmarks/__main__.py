@@ -40,9 +40,15 @@ def main() -> int:
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
     console = Console(width=None if sys.stdout.isatty() else 140)
+    # A shell that starts this in the background leaves SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _alone(arguments.folder, console):
-        return _run(names or list(NAMES), arguments, console)
+        try:
+            return _run(names or list(NAMES), arguments, console)
+        except KeyboardInterrupt:
+            console.print("stopped")
+            return 130
 
 
 @contextmanager

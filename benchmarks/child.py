@@ -98,6 +98,10 @@ def start(
 ) -> Iterator[Child]:
     """Run ``benchmarks.<module>`` in a process of its own, working in ``folder``; stopped at the end."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The peers' interpreter shall find this package, not the mesh's dependencies.
+    path = [str(_PROJECT)]
+    if python == sys.executable and (inherited := os.environ.get("PYTHONPATH")):
+        path.append(inherited)
     descriptor, name = tempfile.mkstemp(prefix=f"{module}-", suffix=".log", dir=folder)
     with os.fdopen(descriptor, "w") as errors:
         process = subprocess.Popen(
@@ -107,7 +111,7 @@ def start(
             stderr=errors,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(_PROJECT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
             # A Ctrl-C at the terminal is the harness's, which stops the contender in order.
             start_new_session=True,
         )

@@ -29,7 +29,9 @@ from benchmarks.organisation import settings_of
 from benchmarks.record import Record
 from benchmarks.stage import Stage
 from benchmarks.writer import LANE_WIDTH
+from mesh_assets.local import organisation
 from mesh_assets.local.supervisor import clusters
+from mesh_assets.names import Layout
 from mesh_assets.settings import Settings
 
 TITLE = "mesh up: ready time, idle cost, and from idle to a fresh read"
@@ -45,6 +47,7 @@ _WAKE_LIMIT_SECONDS = 12.0
 _STOP_SECONDS = 60.0
 _UNFINISHED = ["NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING"]
 
+_COMMAND = [str(Path(sys.executable).with_name("mesh")), "up", "--rate", "0"]
 _PRODUCTS = Path(__file__).resolve().parent.parent / "products"
 
 _CUSTOMER = """
@@ -88,7 +91,6 @@ def _ready(stage: Stage, first_seconds: float, second_seconds: float) -> None:
 @contextmanager
 def _up(stage: Stage, settings: Settings) -> Iterator[float]:
     """``mesh up``; yields the seconds until it was ready, and stops it as a Ctrl-C would."""
-    command = [str(Path(sys.executable).with_name("mesh")), "up", "--rate", "0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     environment |= {"MESH_HOME": str(settings.home), "MESH_PRODUCTS": str(settings.products)}
     log = stage.folder / "up.log"
@@ -96,7 +98,7 @@ def _up(stage: Stage, settings: Settings) -> Iterator[float]:
     with log.open("a") as output:
         began = time.monotonic()
         process = subprocess.Popen(
-            command,
+            _COMMAND,
             env=environment,
             cwd=_PRODUCTS.parent,
             stdin=subprocess.DEVNULL,
@@ -150,18 +152,25 @@ def _settle(settings: Settings) -> None:
         if time.monotonic() > deadline:
             raise child.ContenderError(f"the mesh was not idle after {_SETTLE_SECONDS:.0f} s")
         time.sleep(5)
-        busy, done = _runs(settings, _UNFINISHED), _runs(settings, ["SUCCESS"])
-        quiet = quiet + 1 if done and not busy else 0
+        quiet = quiet + 1 if _captured(settings) and not _unfinished_runs(settings) else 0
 
 
-def _runs(settings: Settings, statuses: list[str]) -> int:
-    """How many runs Dagster has in these states."""
+def _captured(settings: Settings) -> bool:
+    """Whether every source has been captured at least once."""
+    layout = Layout(settings.lake_root)
+    return all(
+        Path(layout.source(domain, organisation.SOURCE, "ledger")).exists() for domain in organisation.DOMAINS
+    )
+
+
+def _unfinished_runs(settings: Settings) -> int:
+    """How many runs are under way or about to be."""
     address = json.loads((settings.home / "up.json").read_text())["addresses"]["Dagster"]
     query = (
         "query Runs($statuses: [RunStatus!]) { runsOrError(filter: {statuses: $statuses}, limit: 100) "
         "{ ... on Runs { results { runId } } } }"
     )
-    body = json.dumps({"query": query, "variables": {"statuses": statuses}}).encode()
+    body = json.dumps({"query": query, "variables": {"statuses": _UNFINISHED}}).encode()
     request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return len(json.load(answer)["data"]["runsOrError"]["results"])

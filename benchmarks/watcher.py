@@ -17,11 +17,11 @@ from mesh_assets.product import Mesh
 def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
     """Read until asked to end; returns (time after the read, newest order per lane, read seconds)."""
     products = Path(parameters["products"]) if "products" in parameters else None
-    settings = settings_of(Path(parameters["folder"]), products)
+    mesh = Mesh(settings_of(Path(parameters["folder"]), products))
     reads: list[tuple[float, dict[int, int], float]] = []
     while not asked_to_end.is_set():
         began = time.monotonic()
-        frame = Mesh(settings).open(PRODUCT).lazy
+        frame = mesh.open(PRODUCT).lazy
         newest = (
             frame.filter(pl.col("order_id") >= LANE_WIDTH)
             .group_by(lane=pl.col("order_id") // LANE_WIDTH - 1)

@@ -28,6 +28,7 @@
     │   ├── LayoutUnknown        written by a newer version of the program
     │   ├── TableMissing
     │   └── AsOfRefused          a moment, version or position outside of what is held
+    ├── QueryRefused             SQL that does not parse, does not only read, or fails
     ├── ParityDiffers            source and lake differ at one and the same position
     └── MeshNotRunning           a command needs the running mesh
 
@@ -227,6 +228,10 @@ class TableMissing(LakeError):
 
 class AsOfRefused(LakeError):
     """The moment, version or position asked for is outside of what is held."""
+
+
+class QueryRefused(MeshError):
+    """An SQL text that does not parse, is not one statement that only reads, or fails when run."""
 
 
 class ParityDiffers(MeshError):

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from mesh_assets.errors import CommitConflict
-from mesh_assets.lake.current import Current, FoldCase, should_fold
+from mesh_assets.lake.current import Current, FoldCase, FoldPolicy, should_fold
 from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.table import Table
@@ -44,12 +44,12 @@ class Housekeeper:
 
     Args:
         plan: whose tables.
-        enabled: without, nothing is folded or tended (benchmarks, parity's short shifts).
+        policy: when folds pay; None: nothing is folded or tended (parity's short shifts).
     """
 
-    def __init__(self, plan: CapturePlan, *, enabled: bool = True) -> None:
+    def __init__(self, plan: CapturePlan, policy: FoldPolicy | None) -> None:
         self._targets = {(target.name, target.table): target for target in plan.targets}
-        self._enabled = enabled
+        self._policy = policy
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="housekeeper")
         self._jobs: dict[tuple[ProductName, str], Future[None]] = {}
         self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
@@ -72,7 +72,7 @@ class Housekeeper:
 
     def cut(self, report: VersionReport) -> None:
         """A product version is durable: its tables may be folded up to it."""
-        if not self._enabled:
+        if self._policy is None:
             return
         for table, seq in report.row.tables.items():
             key = (report.name, table)
@@ -140,7 +140,7 @@ class Housekeeper:
             age_seconds=(datetime.now(UTC) - created_at).total_seconds(),
             cpu_seconds=(time.monotonic() - measured.ended) * _CORES if measured.ended else 60.0,
         )
-        if should_fold(case) is None:
+        if should_fold(case, self._policy) is None:
             return
         started_at = datetime.now(UTC)
         done = fold(log, current, seq)

@@ -52,6 +52,7 @@ _TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
 """What is wrong with one table only: the others go on."""
 
 _POLL_SECONDS = 0.2
+_MOST_DOUBTS = 10
 _SNAPSHOT_ATTEMPTS = 5
 
 
@@ -97,7 +98,7 @@ class Shift:
             Source(self.plan.source) as source,
         ):
             self._open(source)
-            with Housekeeper(self.plan, enabled=self.budget.fold) as self._housekeeper:
+            with Housekeeper(self.plan, self.budget.fold) as self._housekeeper:
                 if self._snapshot(source):
                     self._drain(source)
                     self._housekeeper.finish()
@@ -156,7 +157,7 @@ class Shift:
             # Without a ledger it is the leaving of a shift that died before its first row.
             source.drop_slot()
         source.ensure_publication(slot_is_new=True)
-        now, lsn = source.now(), source.create_slot()
+        now, lsn = source.tip()[0], source.create_slot()
         if gap is not None:
             self._gaps.record(Gap(gap, last.end_lsn if last else 0, lsn), now)
             self.observer.message(f"gap: {gap}; every table of the source is read again")
@@ -266,9 +267,9 @@ class Shift:
 
     def _stream(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         budget, observer = self.budget, self.observer
+        quiet = Quiet(source, decoder, stream, budget.idle_seconds)
         now = time.monotonic()
-        landed, changed, looked = now - budget.batch_seconds, now, now
-        quiet_since: datetime | None = None
+        landed, looked = now - budget.batch_seconds, now
         while True:
             wait = _POLL_SECONDS
             if decoder.row_count:
@@ -277,14 +278,8 @@ class Shift:
                 failpoint.reach("decode.before")
                 stream.consumed(decoder.decode(stream.buffer, stream.start, stream.end))
                 failpoint.reach("decode.after")
-            if decoder.reply_requested:
-                stream.reply()
-                decoder.reply_requested = False
             now = time.monotonic()
-            if decoder.row_count:
-                changed, quiet_since = now, None
-            elif quiet_since is None and now - changed > budget.idle_seconds / 2:
-                quiet_since = source.now()
+            quiet.look(now)
             if self._due(decoder, now - landed):
                 self._land(source, decoder.take(), stream)
                 landed = now = time.monotonic()
@@ -295,25 +290,23 @@ class Shift:
                 self._run_backfill(source, None)
             if now - looked > _LOOK_SECONDS:
                 looked = now
-                self._acknowledge(decoder, stream, quiet_since)
+                self._acknowledge(decoder, stream, quiet.since)
                 if self.plan.contracts_changed():
                     self.result.reason = "contract changed"
                     break
             if observer.cancelled():
                 self.result.reason = "cancelled"
                 break
-            quiet = not decoder.row_count and self._backfill is None
-            if quiet and now - changed > budget.idle_seconds:
+            if quiet.over and self._backfill is None:
                 break
             if now - self._started > budget.max_seconds and observer.relieved():
                 self.result.reason = "budget"
                 break
         if decoder.row_count:
             self._land(source, decoder.take(), stream)
-        idle = quiet_since is not None and _passed(decoder, self._held_lsn)
-        reached = decoder.wal_end if idle else self._held_lsn
+        reached = decoder.wal_end if quiet.since and _passed(decoder, self._held_lsn) else self._held_lsn
         self._cut(reached, reached, final=True)
-        self._acknowledge(decoder, stream, quiet_since)
+        self._acknowledge(decoder, stream, quiet.since)
 
     def _due(self, decoder: Decoder, seconds_since_landing: float) -> bool:
         budget = self.budget
@@ -445,6 +438,54 @@ class Shift:
         for report in self._housekeeper.reports():
             self._lineage.fold(report)
             self.observer.fold(report)
+
+
+class Quiet:
+    """Whether the stream has nothing to say, as opposed to not having said it yet.
+
+    Silence alone proves nothing on a busy server: the source's position is read, and the stream
+    must have passed it without a change in between.
+
+    Attributes:
+        since: a moment of the source's clock before which everything has arrived; None while
+            changes flow.
+        over: quiet for the whole idle time.
+    """
+
+    def __init__(
+        self, source: Source, decoder: Decoder, stream: ReplicationStream, idle_seconds: float
+    ) -> None:
+        self._source = source
+        self._decoder = decoder
+        self._stream = stream
+        self._idle_seconds = idle_seconds
+        self._changed = time.monotonic()
+        self._tip: tuple[datetime, int] | None = None
+        self._asked = 0.0
+        self._doubts = 0
+        self.since: datetime | None = None
+        self.over = False
+
+    def look(self, now: float) -> None:
+        """Call it after every receive."""
+        if self._decoder.row_count or self._decoder.in_transaction:
+            self._changed, self._tip, self.since, self.over, self._doubts = now, None, None, False, 0
+            return
+        if now - self._changed < self._idle_seconds / 2:
+            return
+        if self._tip is None:
+            self._tip = self._source.tip()
+        moment, lsn = self._tip
+        if self._decoder.wal_end >= lsn:
+            self.since = moment
+            self.over = now - self._changed >= self._idle_seconds
+        elif now - self._asked > _POLL_SECONDS:
+            self._asked = now
+            self._stream.ask()
+            self._doubts += 1
+            if self._doubts == _MOST_DOUBTS:
+                # WAL may end in something that is not flushed until somebody commits.
+                self._source.heartbeat()
 
 
 def _passed(decoder: Decoder, lsn: int) -> bool:

@@ -188,7 +188,7 @@ def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[
             if drain:
                 drain()
             else:
-                Shift(plan, budget=Budget(idle_seconds=0.5, fold=False)).run()
+                Shift(plan, budget=Budget(idle_seconds=0.5, fold=None)).run()
         except SlotBusy:
             # A shift is running: it gets there.
             time.sleep(0.2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import ProductName
 
@@ -24,7 +25,7 @@ class Budget:
         batch_seconds: a batch lands at most this often.
         batch_rows: a batch lands at once when it has this many changes.
         batch_bytes: or this many bytes of the stream.
-        fold: whether folds and upkeep run beside the drain.
+        fold: when folds and upkeep run beside the drain; None: never.
     """
 
     max_seconds: float = 900.0
@@ -33,7 +34,7 @@ class Budget:
     batch_rows: int = 200_000
     batch_bytes: int = 64 << 20
     snapshot_rows: int = 200_000
-    fold: bool = True
+    fold: FoldPolicy | None = FoldPolicy()
 
 
 @dataclass(frozen=True)

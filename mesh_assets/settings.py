@@ -41,6 +41,20 @@ class Settings(BaseSettings):
         """The lake's root: a local path or an object store's URI."""
         return self.lake or str(self.home.absolute() / "lake")
 
+    @property
+    def dagster_url_file(self) -> Path:
+        """The private file in which a running ``mesh up`` leaves the address of its Dagster storage."""
+        return self.home / "dagster.url"
+
+    def dagster_url(self) -> str | None:
+        """The PostgreSQL of Dagster's instance storage, or None if neither setting nor running mesh has one."""
+        if self.dagster_postgres_url:
+            return self.dagster_postgres_url
+        try:
+            return self.dagster_url_file.read_text().strip()
+        except FileNotFoundError:
+            return None
+
     def source_variable(self, domain: str, source: str) -> str:
         """The environment variable that names a source's address."""
         return f"MESH_SOURCE_{domain}_{source}_URL".upper()

@@ -13,7 +13,6 @@ are never in different batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,80 +20,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mesh_assets.cdc import kernel
+from mesh_assets.cdc.batch import PARKED_LINE, PARKED_SCHEMA, Batch, by_edition
 from mesh_assets.cdc.column import Cells, letters, longs, raw, writable
-from mesh_assets.cdc.edition import Edition, EditionTable
-from mesh_assets.cdc.frame import Framer, Walked, text_columns
-from mesh_assets.cdc.message import Announcement, frame_error, position_text, read_relation
-from mesh_assets.cdc.relation import COMMITTED_AT_TYPE, IDENTITY_FULL, Column, Relation
-from mesh_assets.cdc.type import PostgresType, arrow_type, builtin
+from mesh_assets.cdc.edition import Describer, Edition, EditionTable, KeyOf, Resolve
+from mesh_assets.cdc.frame import Walked, text_columns
+from mesh_assets.cdc.message import Announcement, fault_error, frame_error, position_text, read_relation
+from mesh_assets.cdc.relation import COMMITTED_AT_TYPE, Relation
 from mesh_assets.errors import MeshError, SourceError
 
-__all__ = ["Batch", "Decoder", "text_columns"]
+__all__ = ["PARKED_SCHEMA", "Batch", "Decoder", "text_columns"]
 
-Resolve = Callable[[int, int], PostgresType]
-KeyOf = Callable[[int, str, str], Sequence[str]]
 Accept = Callable[[Relation], bool]
 
-_ROWS_PER_FLUSH: Final = 16_384
-_ARENA_BYTES: Final = 4 << 20
-_FAULT_BYTES: Final = 64
+_ROWS_PER_FLUSH: Final = 32_768
+_ARENA_BYTES: Final = 8 << 20
+_SHOWN_BYTES: Final = 64
 _MOST_COLUMNS: Final = 1_664  # MaxTupleAttributeNumber: more than any table can have.
-
-PARKED_SCHEMA: Final = pa.schema(
-    [
-        pa.field("message", pa.binary()),
-        pa.field("_position", pa.int64()),
-        pa.field("_ordinal", pa.int64()),
-        pa.field("_xid", pa.int64()),
-        pa.field("_committed_at", COMMITTED_AT_TYPE),
-        pa.field("kind", pa.string()),
-    ]
-)
-"""Columns of parked messages: the raw message and what :meth:`Decoder.replay` needs to know."""
-
-_PARKED_LINE: Final = {
-    kernel.PARKED_POSITION: "_position",
-    kernel.PARKED_ORDINAL: "_ordinal",
-    kernel.PARKED_XID: "_xid",
-    kernel.PARKED_COMMITTED_AT: "_committed_at",
-}
-
-
-@dataclass
-class Batch:
-    """Everything decoded between two calls of :meth:`Decoder.take`.
-
-    Attributes:
-        segments: one change frame per relation version, in order of first appearance.
-        parked: raw messages (``PARKED_SCHEMA``) per parked relation, in order.
-        announced: relations with a Relation message in this batch, whether it changed
-            anything visible or not: their catalog is worth a look.
-        position: (commit LSN, ordinal) of the last change contained, parked ones included;
-            (0, -1) without a change.
-        commit_lsn: commit LSN of the last complete transaction; 0 without one.
-        end_lsn: where the last complete transaction ends: what may be acknowledged; 0 without one.
-        committed_at: commit time of the last complete transaction, microseconds since 1970
-            (UTC); 0 without one.
-        in_transaction: the batch ends inside of a transaction.
-        row_count: rows in segments plus parked changes.
-        transaction_count: transactions that were completed in this batch.
-        byte_count: bytes of the stream that it was made of.
-        wal_end: the server has sent everything before this position. Outside of a
-            transaction, and with all earlier batches durable, it may be acknowledged.
-    """
-
-    segments: list[tuple[Relation, pa.Table]]
-    parked: list[tuple[int, pa.Table]]
-    announced: tuple[int, ...]
-    position: tuple[int, int]
-    commit_lsn: int
-    end_lsn: int
-    committed_at: int
-    in_transaction: bool
-    row_count: int
-    transaction_count: int
-    byte_count: int
-    wal_end: int
 
 
 class Decoder:
@@ -134,10 +75,8 @@ class Decoder:
         self.relations: dict[int, Relation] = {}
         self.refused: dict[int, MeshError] = {}
         self.names: dict[int, str] = {}
-        self._resolve = resolve
-        self._key_of = key_of
+        self._describer = Describer(resolve, key_of)
         self._accept = accept
-        self._types: dict[tuple[int, int], PostgresType] = {}
         self._max_rows = max(2, max_rows_per_flush)
 
         self._state = np.zeros(kernel.STATE_LENGTH, np.int64)
@@ -156,6 +95,7 @@ class Decoder:
         self._parked_batches: dict[int, list[pa.RecordBatch]] = {}
         self._announced: dict[int, None] = {}
         self._flushed_rows = 0
+        self._failure: SourceError | None = None
         self.byte_count = 0
         self._forget()
 
@@ -234,7 +174,7 @@ class Decoder:
             elif reason == kernel.STOP_FRAME:
                 raise frame_error(data[place:end].tobytes(), self._where())
             else:
-                raise self._fault(data[place : place + _FAULT_BYTES].tobytes())
+                raise self._fault(data[place : place + _SHOWN_BYTES].tobytes())
 
     def replay(self, oid: int, messages: pa.Table) -> None:
         """Decode messages of one relation that were parked (``PARKED_SCHEMA``), in their order.
@@ -254,7 +194,7 @@ class Decoder:
         meta[kernel.PARKED_EDITION] = oid
         kinds = Cells.of(batch.column("kind"))
         meta[kernel.PARKED_KIND] = kinds.data[kinds.at]
-        for line, name in _PARKED_LINE.items():
+        for line, name in PARKED_LINE.items():
             meta[line] = batch.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
         number = 0
         while True:
@@ -274,12 +214,12 @@ class Decoder:
                 self._parked_rows,
             )
             reason = self._state[kernel.STOP]
-            if reason == kernel.STOP_FAULT:
-                raise self._fault(raw(messages.take(np.array([number])))[0].as_py() or b"")
             if reason == kernel.STOP_FULL and not self._holds_any():
                 self._grow_tables()
-            # The cells lie in the messages, which are gone with this batch.
+            # The cells lie in the messages, not in the arena.
             self._flush(messages.data)
+            if reason == kernel.STOP_FAULT:
+                raise self._fault(raw(messages.take(np.array([number])))[0].as_py() or b"")
             if reason == kernel.STOP_END:
                 return
             if reason == kernel.STOP_RELATION:
@@ -287,7 +227,11 @@ class Decoder:
                 number += 1
 
     def take(self) -> Batch:
-        """Everything decoded since the last take. A transaction may be open at its end."""
+        """Everything decoded since the last take. A transaction may be open at its end.
+
+        Raises:
+            SourceError: a value is not valid UTF-8; the message names table, column and commit.
+        """
         self._flush(self._arena)
         state = self._state
         segments = []
@@ -359,24 +303,30 @@ class Decoder:
     # Arrow.
 
     def _flush(self, data: npt.NDArray[np.uint8]) -> None:
-        state = self._state
-        count = int(state[kernel.ROW_COUNT])
-        if count:
-            self._flush_rows(data, self._rows[:, :count])
-            self._flushed_rows += count
-        parked_count = int(state[kernel.PARKED_COUNT])
-        if parked_count:
-            self._flush_parked(data, self._parked_rows[:, :parked_count])
-            self._flushed_rows += parked_count
-        state[kernel.ROW_COUNT] = 0
-        state[kernel.CELL_COUNT] = 0
-        state[kernel.PARKED_COUNT] = 0
-        self._arena_used = 0
-        if len(self._arena) > _ARENA_BYTES:
-            self._arena = np.empty(_ARENA_BYTES, np.uint8)
+        if self._failure is not None:
+            raise self._failure
+        count = int(self._state[kernel.ROW_COUNT])
+        parked_count = int(self._state[kernel.PARKED_COUNT])
+        try:
+            if count:
+                self._flush_rows(data, self._rows[:, :count])
+            if parked_count:
+                self._flush_parked(data, self._parked_rows[:, :parked_count])
+        except SourceError as error:
+            # These rows exist nowhere else: nothing after them may be taken.
+            self._failure = error
+            raise
+        finally:
+            self._flushed_rows += count + parked_count
+            self._state[kernel.ROW_COUNT] = 0
+            self._state[kernel.CELL_COUNT] = 0
+            self._state[kernel.PARKED_COUNT] = 0
+            self._arena_used = 0
+            if len(self._arena) > _ARENA_BYTES:
+                self._arena = np.empty(_ARENA_BYTES, np.uint8)
 
     def _flush_rows(self, data: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> None:
-        for number, part in _by_edition(rows):
+        for number, part in by_edition(rows):
             edition = self._editions[number]
             assert edition.framer is not None
             if not edition.batches:
@@ -392,7 +342,7 @@ class Decoder:
             edition.batches.append(frame)
 
     def _flush_parked(self, data: npt.NDArray[np.uint8], parked: npt.NDArray[np.int64]) -> None:
-        for number, part in _by_edition(parked):
+        for number, part in by_edition(parked):
             cells = Cells(
                 data,
                 np.ascontiguousarray(part[kernel.PARKED_START]),
@@ -401,7 +351,7 @@ class Decoder:
             self._park(
                 self._editions[number].oid,
                 raw(cells),
-                [part[line] for line in _PARKED_LINE],
+                [part[line] for line in PARKED_LINE],
                 letters(part[kernel.PARKED_KIND]),
             )
 
@@ -422,14 +372,10 @@ class Decoder:
         oid = announced.oid
         self._announced[oid] = None
         self.names[oid] = f"{announced.schema}.{announced.name}"
-        key: tuple[str, ...] = tuple(one.name for one in announced.columns if one.key)
-        if announced.identity == IDENTITY_FULL:
-            key = ()
-            if self._key_of is not None:
-                key = tuple(self._key_of(oid, announced.schema, announced.name))
+        key = self._describer.key(announced)
         known = self._editions.newest(oid)
         if known is None or known.announcement != message or known.key != key:
-            self._describe(announced, message, key)
+            self._add(self._describer.edition(announced, message, key), announced)
         relation = self.relations.get(oid)
         if relation is not None and self._accept is not None and not self._accept(relation):
             self.parked.add(oid)
@@ -437,30 +383,16 @@ class Decoder:
             self._park_announcement(oid)
         self._sync_parking()
 
-    def _describe(self, announced: Announcement, message: bytes, key: tuple[str, ...]) -> None:
-        oid = announced.oid
-        columns = tuple(
-            self._column(one.name, one.type_oid, one.typmod, one.name in key) for one in announced.columns
-        )
-        edition = Edition(oid, message, None, key)
-        try:
-            relation = Relation(oid, announced.schema, announced.name, announced.identity, columns)
-        except SourceError as error:
-            self.refused[oid] = error
-            self.relations.pop(oid, None)
-        else:
-            edition.framer = Framer(relation)
-            self.relations[oid] = relation
+    def _add(self, edition: Edition, announced: Announcement) -> None:
+        oid = edition.oid
+        if edition.framer is not None:
+            self.relations[oid] = edition.framer.relation
             self.refused.pop(oid, None)
-        self._editions.add(edition, [one.key for one in columns], parked=oid in self._parking)
-
-    def _column(self, name: str, type_oid: int, typmod: int, key: bool) -> Column:
-        type_ = builtin(type_oid, typmod)
-        if type_ is None:
-            type_ = self._types.get((type_oid, typmod))
-        if type_ is None:
-            type_ = self._types[type_oid, typmod] = self._resolve(type_oid, typmod)
-        return Column(name, type_, arrow_type(type_), key)
+        elif edition.refusal is not None:
+            self.relations.pop(oid, None)
+            self.refused[oid] = edition.refusal
+        marks = [one.name in edition.key for one in announced.columns]
+        self._editions.add(edition, marks, parked=oid in self._parking)
 
     def _sync_parking(self) -> None:
         """Let the walk know which relations are parked now."""
@@ -492,35 +424,6 @@ class Decoder:
 
     def _fault(self, message: bytes) -> SourceError:
         state = self._state
-        what = _FAULT.get(int(state[kernel.FAULT]), "is not understood")
-        return SourceError(
-            f"a message of the replication stream at LSN {position_text(int(state[kernel.MESSAGE_LSN]))} "
-            f"(transaction committed at {position_text(int(state[kernel.POSITION]))}) {what}; "
-            f"it starts with {message[:_FAULT_BYTES].hex(' ')}",
-            hint="nothing was acknowledged: capture again; if it comes back, report it with this text",
+        return fault_error(
+            int(state[kernel.FAULT]), message, int(state[kernel.MESSAGE_LSN]), int(state[kernel.POSITION])
         )
-
-
-_FAULT: Final = {
-    kernel.FAULT_LENGTH: "has a length that its content contradicts",
-    kernel.FAULT_KIND: "is of a kind that protocol version 1 does not have",
-    kernel.FAULT_RELATION: "is about a relation that was not announced",
-    kernel.FAULT_COLUMN_COUNT: "has another number of columns than its relation",
-    kernel.FAULT_CELL: "has a column value that is not in text format",
-    kernel.FAULT_TUPLE: "lacks the tuple that it must have",
-    kernel.FAULT_TRANSACTION: "does not fit its transaction",
-    kernel.FAULT_TRAILING: "goes on after its end",
-}
-
-
-def _by_edition(table: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    """The table's columns per edition (line 0), editions in order of first appearance; always a copy."""
-    editions = table[0]
-    first = int(editions[0])
-    if (editions == first).all():
-        return [(first, table.copy())]
-    order = np.argsort(editions.astype(np.uint32), kind="stable")
-    bounds = np.flatnonzero(np.diff(editions[order])) + 1
-    parts = np.split(order, bounds)
-    parts.sort(key=lambda part: int(part[0]))
-    return [(int(editions[part[0]]), np.take(table, part, axis=1)) for part in parts]

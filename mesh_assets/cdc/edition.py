@@ -5,6 +5,7 @@ An edition is one version of a relation, from one Relation message to the next t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,16 @@ import pyarrow as pa
 
 from mesh_assets.cdc import kernel
 from mesh_assets.cdc.frame import Framer
+from mesh_assets.cdc.message import Announcement
+from mesh_assets.cdc.relation import IDENTITY_FULL, Column, Relation
+from mesh_assets.cdc.type import PostgresType, arrow_type, builtin
+from mesh_assets.errors import SourceError
+
+Resolve = Callable[[int, int], PostgresType]
+"""Gives the type for (oid, typmod)."""
+
+KeyOf = Callable[[int, str, str], Sequence[str]]
+"""Gives the key columns for (relation oid, schema, name)."""
 
 
 @dataclass
@@ -22,6 +33,7 @@ class Edition:
         oid: the relation.
         announcement: its Relation message.
         framer: builds its change frames; None if the relation cannot be described.
+        refusal: why it cannot be described.
         key: names of its key columns.
         batches: frames decoded and not yet taken.
     """
@@ -29,8 +41,46 @@ class Edition:
     oid: int
     announcement: bytes
     framer: Framer | None
+    refusal: SourceError | None
     key: tuple[str, ...]
     batches: list[pa.RecordBatch] = field(default_factory=list)
+
+
+class Describer:
+    """Turns Relation messages into editions: finds types and keys, each type once."""
+
+    def __init__(self, resolve: Resolve, key_of: KeyOf | None) -> None:
+        self._resolve = resolve
+        self._key_of = key_of
+        self._types: dict[tuple[int, int], PostgresType] = {}
+
+    def key(self, announced: Announcement) -> tuple[str, ...]:
+        """Names of the key columns; with replica identity FULL the message cannot tell them."""
+        if announced.identity != IDENTITY_FULL:
+            return tuple(one.name for one in announced.columns if one.key)
+        if self._key_of is None:
+            return ()
+        return tuple(self._key_of(announced.oid, announced.schema, announced.name))
+
+    def edition(self, announced: Announcement, message: bytes, key: tuple[str, ...]) -> Edition:
+        """The edition that a Relation message begins."""
+        columns = []
+        for one in announced.columns:
+            type_ = self._type(one.type_oid, one.typmod)
+            columns.append(Column(one.name, type_, arrow_type(type_), one.name in key))
+        try:
+            relation = Relation(
+                announced.oid, announced.schema, announced.name, announced.identity, tuple(columns)
+            )
+        except SourceError as refusal:
+            return Edition(announced.oid, message, None, refusal, key)
+        return Edition(announced.oid, message, Framer(relation), None, key)
+
+    def _type(self, oid: int, typmod: int) -> PostgresType:
+        type_ = builtin(oid, typmod) or self._types.get((oid, typmod))
+        if type_ is None:
+            type_ = self._types[oid, typmod] = self._resolve(oid, typmod)
+        return type_
 
 
 class EditionTable:

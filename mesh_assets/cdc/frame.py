@@ -23,6 +23,7 @@ from mesh_assets.cdc.relation import (
     Relation,
 )
 from mesh_assets.cdc.type import array_delimiter
+from mesh_assets.errors import SourceError
 
 _CHANGED_OPS = (ord("c"), ord("u"))
 
@@ -163,9 +164,12 @@ class Framer:
             if unchanged_count and unchanged is not None:
                 marked = (length == kernel.UNCHANGED) & np.isin(ops, _CHANGED_OPS)
                 unchanged.add(np.flatnonzero(marked), described.name)
-            array, odd = column(described.arrow, cells, self._delimiters[number])
-            if len(odd):
-                exact.add(odd, prefix + described.name, text(cells.take(odd)))
+            try:
+                array, odd = column(described.arrow, cells, self._delimiters[number])
+                if len(odd):
+                    exact.add(odd, prefix + described.name, text(cells.take(odd)))
+            except SourceError as error:
+                raise SourceError(f"column {described.name!r}: {error.message}", hint=error.hint) from error
             arrays.append(array)
         return arrays
 
@@ -179,9 +183,6 @@ def text_columns(relation: Relation, table: pa.Table) -> pa.Table:
 
     Returns:
         The row's columns in the relation's order, then ``_exact``.
-
-    Raises:
-        SourceError: when a text is not valid UTF-8.
     """
     schema = relation.row_schema.append(pa.field("_exact", EXACT_TYPE))
     batches = []

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Final
 
+from mesh_assets.cdc import kernel
 from mesh_assets.errors import PublicationMissing, SlotLost, SourceDisconnected, SourceError
 
-_KEY_FLAG = 1
+_KEY_FLAG: Final = 1
+_SHOWN_BYTES: Final = 64
+
+_FAULT: Final = {
+    kernel.FAULT_LENGTH: "has a length that its content contradicts",
+    kernel.FAULT_KIND: "is of a kind that protocol version 1 does not have",
+    kernel.FAULT_RELATION: "is about a relation that was not announced",
+    kernel.FAULT_COLUMN_COUNT: "has another number of columns than its relation",
+    kernel.FAULT_CELL: "has a column value that is not in text format",
+    kernel.FAULT_TUPLE: "lacks the tuple that it must have",
+    kernel.FAULT_TRANSACTION: "does not fit its transaction",
+    kernel.FAULT_TRAILING: "goes on after its end",
+}
 
 
 @dataclass(frozen=True)
@@ -126,3 +140,21 @@ def frame_error(frame: bytes, where: str) -> SourceError:
     if code in ("55000", "58P01") and ("slot" in message or "WAL" in message):
         return SlotLost(message, hint=hint)
     return SourceError(message, hint=hint)
+
+
+def fault_error(fault: int, message: bytes, lsn: int, commit_lsn: int) -> SourceError:
+    """The error for a message that breaks the protocol.
+
+    Args:
+        fault: one of the kernel's FAULT values.
+        message: its bytes, or as many of them as are at hand.
+        lsn: where the server says that the message comes from.
+        commit_lsn: of the transaction that was open last.
+    """
+    what = _FAULT.get(fault, "is not understood")
+    return SourceError(
+        f"a message of the replication stream at LSN {position_text(lsn)} "
+        f"(transaction committed at {position_text(commit_lsn)}) {what}; "
+        f"it starts with {message[:_SHOWN_BYTES].hex(' ')}",
+        hint="nothing was acknowledged: capture again; if it comes back, report it with this text",
+    )

@@ -136,14 +136,16 @@ class ExportedSnapshot:
         return commit_lsn < self.lsn
 
     @contextmanager
-    def transaction(self) -> Iterator[Cursor]:
-        """A cursor whose queries see this snapshot.
+    def transaction(self, table: str = "") -> Iterator[Cursor]:
+        """A cursor whose queries see this snapshot; ``table`` is named in errors.
 
         Raises:
-            SnapshotStale: if the snapshot has ended, as after a restart of the server.
+            SnapshotStale: if the snapshot has ended, as after a restart of the server, or what is
+                asked for does not exist any more.
+            SnapshotBlocked, CredentialsRejected, SourceDisconnected, SourceError: see :func:`chunks`.
         """
         url = self._source.config.url
-        with _translated(self._source):
+        with _translated(self._source, table):
             if self._reader is None:
                 text = conninfo(url, options=_OPTIONS)
                 self._reader = adbc_driver_postgresql.dbapi.connect(text, autocommit=True)
@@ -156,6 +158,8 @@ class ExportedSnapshot:
                 self._end_transaction()
 
     def _end_transaction(self) -> None:
+        if self._reader is None:
+            return  # Closed while a transaction was open, which ended it.
         try:
             with self._reader.cursor() as cursor:
                 cursor.execute("ROLLBACK")
@@ -229,14 +233,17 @@ class _Reading:
         while True:
             count = 0
             with self._transaction() as cursor:
-                pieces = self._pieces(cursor, self._keyed_query(key))
-                for texts, last in pieces:
+                for texts, last in self._pieces(cursor, self._keyed_query(key)):
                     count += len(texts)
                     if len(texts):
                         final = texts.slice(len(texts) - 1)
                         key = [final[column.name][0].as_py() for column in self.key]
-                    yield self._chunk(texts, {"key": key}, done=last and count < self.row_count)
-            if count < self.row_count:
+                    chunk = self._chunk(texts, {"key": key}, done=last and count < self.row_count)
+                    if not last:
+                        yield chunk
+            # Outside of the transaction: its lock must not last as long as the caller's work.
+            yield chunk
+            if chunk.done:
                 return
 
     def _keyed_query(self, after: list[str] | None) -> sql.Composed:
@@ -290,7 +297,10 @@ class _Reading:
                         place = {"part": index, "block": block, "rows": count, "lsn": self.snapshot.lsn}
                         if last:
                             place |= {"block": upto, "rows": 0}
-                        yield self._chunk(texts, place, done=last and is_last and upto >= end_block)
+                        chunk = self._chunk(texts, place, done=last and is_last and upto >= end_block)
+                        if not last:
+                            yield chunk
+                yield chunk
                 block_count = max(1, min(4 * block_count, block_count * self.row_count // max(1, count)))
                 block, skipped = upto, 0
             block = 0
@@ -313,7 +323,7 @@ class _Reading:
         """A transaction that sees the table as the snapshot did, or refuses."""
         relation = self.relation
         table = sql.Identifier(relation.schema, relation.name).as_string()
-        with _translated(self._source, relation.qualified_name), self.snapshot.transaction() as cursor:
+        with self.snapshot.transaction(relation.qualified_name) as cursor:
             cursor.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
             oids = [leaf.oid for leaf in self.leaves] or [relation.oid]
             if _number(cursor, _REWRITTEN.format(oids=",".join(map(str, oids)))):
@@ -386,7 +396,7 @@ def _number(cursor: Cursor, query: str) -> int:
 
 
 @contextmanager
-def _translated(source: Source, table: str = "") -> Iterator[None]:
+def _translated(source: Source, table: str) -> Iterator[None]:
     """Turn the driver's errors inside into ours.
 
     Raises:

@@ -58,6 +58,9 @@ class SourceConfig:
     publication: str
 
 
+_TIP = "SELECT clock_timestamp(), (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"
+
+
 @dataclass(frozen=True)
 class System:
     """Which server this is: positions are comparable only within one identifier and timeline."""
@@ -329,6 +332,12 @@ class Source:
             found.active_pid is not None,
             row[0],
         )
+
+    def tip(self) -> tuple[datetime, int]:
+        """The server's clock, and an LSN before which everything lies that committed until then."""
+        row = self._ask("read its position", lambda session: session.execute(_TIP).fetchone())
+        assert row is not None
+        return row[0], int(row[1])
 
     @contextmanager
     def _hasty(self) -> Iterator[Session]:

@@ -338,10 +338,22 @@ class ReplicationStream:
             self._failure = self._failure or self._disconnected(str(ended))
             raise self._failure from ended
 
-    def _confirm(self) -> None:
+    def ask(self) -> None:
+        """Have the server say soon how far it has sent (its next keepalive).
+
+        Raises:
+            SourceDisconnected: if the connection broke.
+        """
+        try:
+            self._confirm(answer=True)
+        except Ended as ended:
+            self._failure = self._failure or self._disconnected(str(ended))
+            raise self._failure from ended
+
+    def _confirm(self, *, answer: bool = False) -> None:
         now = int((time.time() - _POSTGRES_EPOCH_SECONDS) * 1e6)
         lsn = self.acknowledged
-        self._transport.send(struct.pack(">cQQQqB", b"r", lsn, lsn, lsn, now, 0))
+        self._transport.send(struct.pack(">cQQQqB", b"r", lsn, lsn, lsn, now, answer))
 
     def _confirm_regularly(self, interval_seconds: float) -> None:
         while not self._closing.wait(interval_seconds):

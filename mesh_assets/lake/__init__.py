@@ -4,11 +4,14 @@ Write path, bottom up:
 
 - ``storage`` — bytes on a local disk (written, then forced to it) or in an object store.
 - ``file`` — one Parquet file: how it is written, and the statistics Delta keeps of it.
+- ``commit`` — the files of a Delta log, and what one commit says.
 - ``table`` — one Delta table: durable, fenced commits that stay fast at any number of versions.
 - ``log`` — the change log of one table, the truth: dense ``_seq``, exactly-once positions.
-- ``version`` — the versions of one product, and the cut that an ``as of`` means.
+- ``record`` — a table of numbered records, of which there are two kinds:
+- ``version`` — the versions of one product, and the cut that an ``as of`` means;
 - ``ledger`` — what of a source is durable and may be acknowledged.
-- ``upkeep`` — compaction, archive, vacuum, and recovery after a power cut.
+- ``recovery`` — what a power cut left unreadable is moved aside.
+- ``upkeep`` — compaction, archive and vacuum.
 - ``layout`` — the format number of everything below one lake root.
 
 Importing this package loads nothing; its modules import deltalake, which must not be loaded

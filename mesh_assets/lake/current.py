@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
+from mesh_assets.errors import LayoutUnknown
 from mesh_assets.lake.file import FileRef
 from mesh_assets.lake.log import CHANGE_FIELDS, ChangeLog
 from mesh_assets.lake.shape import META_COLUMNS, Shape
@@ -26,6 +27,9 @@ from mesh_assets.lake.table import Table
 FOLDED = "folded"
 HELD = "held"
 CLUSTERED = "clustered"
+
+_PLAIN_FEATURES = frozenset({"timestampNtz"})
+"""Delta reader features that do not change how a data file is read."""
 
 _META_FIELDS = tuple(field for name in META_COLUMNS for field in CHANGE_FIELDS if field.name == name)
 
@@ -126,13 +130,30 @@ class Current:
         return self.folded
 
     def scan(self, shape: Shape, files: Iterable[FileRef] | None = None) -> pl.LazyFrame:
-        """Row and meta columns, from all files or some; row columns that no fold has seen yet are null."""
+        """Row and meta columns, from all files or some; row columns that no fold has seen yet are null.
+
+        Raises:
+            LayoutUnknown: if another program gave the table deletion vectors or mapped columns: its data
+                files no longer hold just its rows.
+        """
+        self._check_plain()
         frame = self.table.scan(self.table.files() if files is None else files)
         held = self.table.schema.names
         new = [
             pl.lit(None, dtype=kind).alias(name) for name, kind in shape.columns.items() if name not in held
         ]
         return frame.with_columns(new).select(shape.names(meta=True))
+
+    def _check_plain(self) -> None:
+        delta = self.table.delta()
+        odd = set(delta.protocol().reader_features or []) - _PLAIN_FEATURES
+        if delta.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+            odd.add("columnMapping")
+        if odd:
+            raise LayoutUnknown(
+                f"another program changed {self.table.uri}: it needs {', '.join(sorted(odd))} to be read",
+                hint="remove this folder: the table is folded again from its change log",
+            )
 
     def starts(self, shape: Shape, files: Sequence[FileRef]) -> pl.DataFrame:
         """The first identity of each file, with ``_file`` (its place in ``files``), in key order.

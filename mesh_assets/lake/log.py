@@ -197,6 +197,7 @@ class ChangeLog:
         first = self._seq + 1
         if rows.num_rows == 0 and not empty:
             return Appended(first, self._seq, self.table.version, 0)
+        self.table.ready({"seq": None if self._seq < 0 else self._seq})
         held = self._left.setdefault(source, self.position(source))
         if held is not None and position < held and not rewound:
             raise LakeError(

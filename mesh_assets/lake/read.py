@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from mesh_assets.errors import AsOfRefused, TableMissing, UnknownName
 from mesh_assets.lake.access import Access, Principal, authorise
@@ -198,13 +199,14 @@ def changes_of(
     key (and the old in ``_before``) in both.
 
     Args:
-        key: a value for each key column, of the column's type (or the exact text of one that has none).
+        key: a value for each key column, or a text that stands for one (such as ``"42"``, ``"infinity"``).
         principal: who asks.
         cut: leave out changes beyond this ``_seq``.
 
     Raises:
         TableMissing: if nothing was captured yet.
-        UnknownName: if the names are not those of the key, or the table has no key.
+        UnknownName: if the names are not those of the key, a value is not of its column's type, or the
+            table has no key.
     """
     access = authorise(principal, name, table)
     log = ChangeLog.open(layout.table(name, CHANGES, table))
@@ -215,17 +217,21 @@ def changes_of(
             available=shape.key,
             hint="" if shape.key else "the table has no key: filter its changes",
         )
+    values = {
+        column: _value(value, log.row_schema.field(column), exact=column in shape.inexact)
+        for column, value in key.items()
+    }
     cut = log.seq if cut is None else cut
     files = overlapping(log.table.files(), "_seq", 0, cut)
-    for column, value in key.items():
+    for column, value in values.items():
         if column not in shape.inexact:
             files = overlapping(files, column, value, value)
-    own = pl.all_horizontal(_is(shape, column, value, before=False) for column, value in key.items())
+    own = pl.all_horizontal(_is(shape, column, value, before=False) for column, value in values.items())
     rows = log.table.scan(files).filter((pl.col("_seq") <= cut) & own).collect(engine="streaming")
     # The row that moved a key away follows right after its removal.
     next_seqs = rows.filter(pl.col("_op") == "d")["_seq"] + 1
     if len(next_seqs):
-        old = pl.all_horizontal(_is(shape, column, value, before=True) for column, value in key.items())
+        old = pl.all_horizontal(_is(shape, column, value, before=True) for column, value in values.items())
         near = [
             file
             for file in log.table.files()
@@ -239,14 +245,32 @@ def changes_of(
     return access.apply(rows.sort("_seq").lazy()).collect()
 
 
+@dataclass(frozen=True)
+class _ExactText:
+    """A key value that its column's type cannot hold."""
+
+    text: str
+
+
+def _value(value: Any, field: pa.Field[Any], *, exact: bool) -> Any:  # noqa: ANN401 - any key value
+    """A key value in its column's type; a text that does not fit may be an exact one where those occur."""
+    kind = field.type
+    try:
+        given = pa.scalar(value)
+        return value if given.type.equals(kind) else given.cast(kind).as_py()
+    except (pa.ArrowException, ValueError, TypeError):
+        if exact and isinstance(value, str):
+            return _ExactText(value)
+        raise UnknownName(f"{value!r} is not a value of key column {field.name} ({kind})") from None
+
+
 def _is(shape: Shape, column: str, value: Any, *, before: bool) -> pl.Expr:  # noqa: ANN401 - any key value
     """Whether the row (or the old row) has this key value, which may be an exact text."""
     stored = pl.col("_before").struct.field(column) if before else pl.col(column)
-    kind = shape.columns[column]
-    if column in shape.inexact and isinstance(value, str):
+    if isinstance(value, _ExactText):
         text = text_before(column) if before else text_of(column)
-        return (text == value).fill_null(value=False)
-    return (stored == pl.lit(value, dtype=kind)).fill_null(value=False)
+        return (text == value.text).fill_null(value=False)
+    return (stored == pl.lit(value, dtype=shape.columns[column])).fill_null(value=False)
 
 
 def _current(uri: str) -> Current | None:

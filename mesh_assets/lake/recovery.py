@@ -7,10 +7,8 @@ returns. So whatever a cut damages was acknowledged to nobody, and the source de
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -18,21 +16,11 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from mesh_assets.errors import LakeError
+from mesh_assets.lake.commit import CHECKPOINT, COMMIT, POINTER_PATH, Commit, numbered, read_commit
 from mesh_assets.lake.storage import LOG_FOLDER, Entry, Storage, storage_of
-from mesh_assets.lake.table import actions_of, commit_path
 
 ASIDE_FOLDER = "_aside"
-COMMIT = re.compile(rf"{LOG_FOLDER}/(\d{{20}})\.json\Z")
-CHECKPOINT = re.compile(rf"{LOG_FOLDER}/(\d{{20}})\.checkpoint\.parquet\Z")
-
-_POINTER = f"{LOG_FOLDER}/_last_checkpoint"
 _MAGIC = b"PAR1"
-
-
-def numbered(entries: list[Entry], pattern: re.Pattern[str]) -> dict[int, Entry]:
-    """The entries that match, by the Delta version in their name, in order."""
-    found = {int(match[1]): entry for entry in entries if (match := pattern.match(entry.path))}
-    return dict(sorted(found.items()))
 
 
 def recover(uri: str, held: Mapping[str, int] | None = None) -> list[str]:
@@ -65,8 +53,8 @@ def recover(uri: str, held: Mapping[str, int] | None = None) -> list[str]:
         entry.path for entry in checkpoints.values() if not _has_footer(storage, entry.path, entry.size)
     ]
     good = [number for number, entry in checkpoints.items() if entry.path not in damaged]
-    if not _points_to(storage, good) and any(entry.path == _POINTER for entry in entries):
-        damaged.append(_POINTER)
+    if not _points_to(storage, good) and any(entry.path == POINTER_PATH for entry in entries):
+        damaged.append(POINTER_PATH)
     moved = [_aside(storage, path) for path in damaged]
     base = max(good, default=-1)
     commits = {number: entry for number, entry in numbered(entries, COMMIT).items() if number > base}
@@ -80,17 +68,9 @@ def recover(uri: str, held: Mapping[str, int] | None = None) -> list[str]:
     return moved
 
 
-@dataclass
-class _Commit:
-    """What one commit file says of data files."""
-
-    added: dict[str, int] = field(default_factory=dict)
-    removed: set[str] = field(default_factory=set)
-
-
 def _first_damaged(storage: Storage, commits: Mapping[int, Entry], base: int) -> int | None:
     """The first version after ``base`` that is missing or cannot be read, or whose files cannot."""
-    readable: dict[int, _Commit] = {}
+    readable: dict[int, Commit] = {}
     first: int | None = None
     for expected, number in enumerate(commits, start=base + 1):
         commit = _read(storage, number) if number == expected else None
@@ -101,25 +81,18 @@ def _first_damaged(storage: Storage, commits: Mapping[int, Entry], base: int) ->
     removed_later: set[str] = set()
     for number, commit in reversed(readable.items()):
         # A compacted file may be gone already, by the hand of a vacuum.
-        kept = {path: size for path, size in commit.added.items() if path not in removed_later}
-        if not all(_has_footer(storage, path, size) for path, size in kept.items()):
+        kept = [file for file in commit.added if file.path not in removed_later]
+        if not all(_has_footer(storage, file.path, file.size) for file in kept):
             first = number
-        removed_later |= commit.removed
+        removed_later.update(commit.removed)
     return first
 
 
-def _read(storage: Storage, number: int) -> _Commit | None:
-    commit, count = _Commit(), 0
+def _read(storage: Storage, number: int) -> Commit | None:
     try:
-        for action in actions_of(storage.read(commit_path(number))):
-            count += 1
-            if entry := action.get("add"):
-                commit.added[entry["path"]] = int(entry["size"])
-            elif entry := action.get("remove"):
-                commit.removed.add(entry["path"])
+        return read_commit(storage, number, pa.schema([]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return commit if count else None
 
 
 def _has_footer(storage: Storage, path: str, size: int) -> bool:
@@ -140,7 +113,7 @@ def _has_footer(storage: Storage, path: str, size: int) -> bool:
 
 def _points_to(storage: Storage, good: list[int]) -> bool:
     try:
-        pointer: Any = json.loads(storage.read(_POINTER))
+        pointer: Any = json.loads(storage.read(POINTER_PATH))
         return pointer["version"] in good
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False

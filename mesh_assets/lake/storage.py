@@ -86,6 +86,10 @@ class Storage(Protocol):
         """The size of a file and its last bytes; FileNotFoundError if there is none."""
         ...
 
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        ...
+
     def entries(self, folder: str) -> list[Entry]:
         """The files directly in a folder (none if there is no such folder), by path."""
         ...
@@ -194,6 +198,9 @@ class LocalStorage:
             file.seek(max(0, size - byte_count))
             return size, file.read()
 
+    def exists(self, path: str) -> bool:
+        return (self._root / path).exists()
+
     def entries(self, folder: str) -> list[Entry]:
         prefix = f"{folder}/" if folder else ""
         found = []
@@ -271,7 +278,7 @@ class ObjectStorage:
         with full_disk_named(self.uri):
             out = self._store._handler.open_output_stream(path, None)
             out.write(data)
-            out.close()
+            out.close()  # type: ignore[attr-defined]  # the stub lacks it
 
     def read(self, path: str) -> bytes:
         with self._files.open_input_file(path) as file:
@@ -282,6 +289,9 @@ class ObjectStorage:
             size = int(file.size())
             file.seek(max(0, size - byte_count))
             return size, bytes(file.read())
+
+    def exists(self, path: str) -> bool:
+        return bool(self._files.get_file_info(path).type == pafs.FileType.File)
 
     def entries(self, folder: str) -> list[Entry]:
         found = self._files.get_file_info(pafs.FileSelector(folder, allow_not_found=True))

@@ -38,6 +38,14 @@ from deltalake.transaction import (
 
 from mesh_assets import failpoint
 from mesh_assets.errors import CommitConflict, Fenced, LakeError, StorageFull, TableMissing
+from mesh_assets.lake.commit import (
+    POINTER_PATH,
+    Commit,
+    checkpoint_path,
+    commit_path,
+    last_checkpoint,
+    read_commit,
+)
 from mesh_assets.lake.file import PARQUET_OPTIONS, FileRef, bounded, conform, describe, slices
 from mesh_assets.lake.storage import LOG_FOLDER, Storage, full_disk_named, storage_of
 
@@ -50,24 +58,6 @@ REWRITE = "rewrite"
 _PROPERTY = "mesh."
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _CONCURRENT_TRANSACTION = "Concurrent transaction failed"
-
-
-def commit_path(version: int) -> str:
-    """Where the commit file of a Delta version lies below the table's root."""
-    return f"{LOG_FOLDER}/{version:020}.json"
-
-
-def checkpoint_path(version: int) -> str:
-    """Where the checkpoint of a Delta version lies below the table's root."""
-    return f"{LOG_FOLDER}/{version:020}.checkpoint.parquet"
-
-
-def last_checkpoint(storage: Storage) -> int:
-    """The Delta version that the log's pointer names as checkpointed; -1 if there is none."""
-    try:
-        return int(json.loads(storage.read(f"{LOG_FOLDER}/_last_checkpoint"))["version"])
-    except FileNotFoundError:
-        return -1
 
 
 class Table:
@@ -192,9 +182,20 @@ class Table:
         return value
 
     def transaction(self, app_id: str) -> int | None:
-        """The value last committed for an app id, as of this handle's version."""
+        """The value last committed for an app id, as of this handle's version.
+
+        Raises:
+            LakeError: if the handle is so old that its version's log is archived.
+        """
         if app_id not in self._transactions:
-            self._transactions[app_id] = self._delta.transaction_version(app_id)
+            try:
+                self._transactions[app_id] = self._delta.transaction_version(app_id)
+            except DeltaError as error:
+                if not self._outrun():
+                    raise
+                raise LakeError(
+                    f"version {self._version} of {self.uri} was archived meanwhile", hint="refresh the handle"
+                ) from error
         return self._transactions[app_id]
 
     def files(self) -> list[FileRef]:
@@ -295,7 +296,7 @@ class Table:
             CommitConflict: if the schema changed meanwhile.
             StorageFull: if the disk is full.
         """
-        self._keep_short(expect)
+        self.ready(expect or {})
         files = self.write(rows) if isinstance(rows, pa.Table) else list(rows)
         return self._commit(files, [], transactions, metadata, data_change=True)
 
@@ -316,12 +317,14 @@ class Table:
 
         Raises:
             Fenced: as :meth:`append`.
-            CommitConflict: if another rewrite came first; the files added are left to vacuum.
+            CommitConflict: if another rewrite came first; the files to be added are removed.
             StorageFull: if the disk is full.
         """
-        self._keep_short(expect)
+        self.ready(expect or {})
         held = {file.path for file in self.files()}
         if gone := [file.path for file in remove if file.path not in held]:
+            if not isinstance(add, pa.Table):
+                self.discard(add)
             raise CommitConflict(f"another rewrite of {self.uri} replaced {len(gone)} of the files first")
         files = self.write(add) if isinstance(add, pa.Table) else list(add)
         numbered = dict(transactions or {}) | {REWRITE: (self.transaction(REWRITE) or 0) + 1}
@@ -362,7 +365,7 @@ class Table:
 
     def refresh(self) -> int:
         """Move to the newest Delta version; returns it."""
-        if self._version - self._opened >= CHECKPOINT_INTERVAL:
+        if self._version - self._opened >= CHECKPOINT_INTERVAL or self._outrun():
             self._reopen()
         else:
             self._advance()
@@ -374,7 +377,7 @@ class Table:
         if last_checkpoint(self.storage) < at:  # Never move the pointer back behind another writer's.
             with full_disk_named(self.uri):
                 self._delta.create_checkpoint()
-            self.storage.force([checkpoint_path(at), f"{LOG_FOLDER}/_last_checkpoint"])
+            self.storage.force([checkpoint_path(at), POINTER_PATH])
             failpoint.reach("checkpoint.after")
         self._reopen()
         return at
@@ -383,13 +386,23 @@ class Table:
         """The delta-rs handle, for reading (time travel, protocol); committing through it is not durable."""
         return self._delta
 
-    def _keep_short(self, expect: Mapping[str, int | None] | None) -> None:
-        """Checkpoint and reopen when due (before a commit, so that a failure leaves nothing half done)."""
+    def ready(self, expect: Mapping[str, int | None]) -> None:
+        """Make the handle fit for a commit, before anything is written for it.
+
+        Checkpoints and reopens when due, and reopens a handle that slept while the log it was loaded
+        from was archived.
+
+        Raises:
+            Fenced: as :meth:`check`.
+            StorageFull: if the disk is full.
+        """
+        if self._outrun():
+            self._reopen()
         if self._version - self._checkpointed >= CHECKPOINT_INTERVAL:
             self.checkpoint()
         elif self._version - self._opened >= CHECKPOINT_INTERVAL:
             self._reopen()
-        self.check(expect or {})
+        self.check(expect)
 
     def check(self, expect: Mapping[str, int | None]) -> None:
         """Make sure that app ids have the values this writer left (None: never committed).
@@ -444,11 +457,6 @@ class Table:
             landed = {file.path for file in self.files()}
             self.discard(file for file in add if file.path not in landed)
             raise
-        except DeltaError:
-            if not self._outrun():
-                raise
-            self._catch_up(add, remove, transactions)
-            return self._commit(add, remove, transactions, metadata, data_change=data_change)
         self._advance(own=transactions)
         self.storage.force(commit_path(number) for number in range(before + 1, self._version + 1))
         if self._version == before + 1:
@@ -459,30 +467,9 @@ class Table:
         return self._find(before + 1, transactions, add)
 
     def _outrun(self) -> bool:
-        """Whether the commit after this handle's version is archived, so that nothing can be based on it."""
-        try:
-            self.storage.tail(commit_path(self._version + 1), 1)
-        except FileNotFoundError:
-            return int(_load(self.uri).version()) > self._version
-        return False
-
-    def _catch_up(
-        self, add: Sequence[FileRef], remove: Sequence[FileRef], transactions: Mapping[str, int]
-    ) -> None:
-        """Reopen a handle that was outrun; by hand, compare what delta-rs would compare commit by commit.
-
-        Raises:
-            Fenced: if one of the app ids was committed meanwhile.
-            CommitConflict: the same, for a rewrite.
-        """
-        seen = {app_id: self.transaction(app_id) for app_id in transactions}
-        self._reopen()
-        if all(self.transaction(app_id) == value for app_id, value in seen.items()):
-            return
-        self.discard(add)
-        if remove:
-            raise CommitConflict(f"another rewrite of {self.uri} came first")
-        raise self._fenced("since")
+        """Whether the log this handle was loaded from is archived, so that nothing can be based on it."""
+        needed = commit_path(0) if self._checkpointed < 0 else checkpoint_path(self._checkpointed)
+        return not self.storage.exists(needed)
 
     def _fenced(self, when: str) -> Fenced:
         return Fenced(
@@ -494,8 +481,8 @@ class Table:
         """Which of several new commits was ours."""
         mine = {file.path for file in add}
         for number in range(first, self._version + 1):
-            added, _, held = self._read_commit(number)
-            if {file.path for file in added} == mine and held == dict(transactions):
+            commit = self._read_commit(number)
+            if {file.path for file in commit.added} == mine and commit.transactions == dict(transactions):
                 return number
         raise LakeError(f"our own commit to {self.uri} is not among versions {first}..{self._version}")
 
@@ -531,8 +518,8 @@ class Table:
             ]
         except FileNotFoundError:
             return False
-        for added, removed, _ in commits:
-            self._apply(added, removed)
+        for commit in commits:
+            self._apply(commit.added, commit.removed)
         self._files_version = self._version
         return True
 
@@ -542,18 +529,8 @@ class Table:
         for file in added:
             self._files[file.path] = file
 
-    def _read_commit(self, number: int) -> tuple[list[FileRef], list[str], dict[str, int]]:
-        added, removed, transactions = [], [], {}
-        for action in actions_of(self.storage.read(commit_path(number))):
-            if entry := action.get("add"):
-                added.append(
-                    FileRef.from_statistics(entry["path"], entry["size"], entry.get("stats"), self.schema)
-                )
-            elif entry := action.get("remove"):
-                removed.append(entry["path"])
-            elif entry := action.get("txn"):
-                transactions[entry["appId"]] = int(entry["version"])
-        return added, removed, transactions
+    def _read_commit(self, number: int) -> Commit:
+        return read_commit(self.storage, number, self.schema)
 
     def _all_files(self) -> Iterator[FileRef]:
         listed = pa.table(self._delta.get_add_actions(flatten=True))
@@ -580,13 +557,6 @@ class Table:
     def _read_file(self, file: FileRef, columns: Sequence[str]) -> pa.Table:
         # Columns that the file does not have yet are left out by the reader and filled in by conform.
         return self.storage.read_parquet(file.path, list(columns))
-
-
-def actions_of(commit: bytes) -> Iterator[dict[str, Any]]:
-    """The actions of one commit file, in order."""
-    for line in commit.splitlines():
-        if line.strip():
-            yield json.loads(line)
 
 
 def _created(uri: str, schema: Schema, **options: Any) -> DeltaTable:  # noqa: ANN401 - delta-rs' own options

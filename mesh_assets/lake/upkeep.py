@@ -25,8 +25,9 @@ import pyarrow.compute as pc
 
 from mesh_assets import failpoint
 from mesh_assets.errors import CommitConflict, LakeError
+from mesh_assets.lake.commit import CHECKPOINT, COMMIT, numbered
 from mesh_assets.lake.file import FileRef
-from mesh_assets.lake.recovery import CHECKPOINT, COMMIT, numbered, recover
+from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.storage import LOG_FOLDER, Entry, Storage
 from mesh_assets.lake.table import FILE_ROWS, Table
 
@@ -42,14 +43,15 @@ class Upkeep:
     """How much to keep, and for how long.
 
     Attributes:
-        archive_seconds: how old a commit file must be before it leaves the log's folder.
+        archive_seconds: how long a reader may take to open the table; the commit files that it
+            might still want to read stay in the log's folder.
         vacuum_seconds: how long a data file must be unreferenced before it is removed; a reader
             that is pinned to an older version for longer than this loses its files.
         small_bytes: files below this are worth putting together, up to about this size.
         run_length: how many adjacent files make a compaction worth its commit.
     """
 
-    archive_seconds: float = 600.0
+    archive_seconds: float = 300.0
     vacuum_seconds: float = 3600.0
     small_bytes: int = 64 * 1024 * 1024
     run_length: int = 8
@@ -154,33 +156,30 @@ def _ordered(rows: pa.Table, order: str | None) -> pa.Table:
 def archive(table: Table, *, grace_seconds: float) -> int:
     """Pack commit files from before the last checkpoint but one; returns how many left the log.
 
-    A reader that still holds the older pointer finds that checkpoint and every commit after it.
-    Each segment is an uncompressed tar in ``_archive``, named by its versions, beside a file with
-    its sha256 in the format of ``sha256sum``. Put back into ``_delta_log``, the commit files make
-    the older versions open again.
+    Only checkpoints older than the grace count, so a reader that opened the table within it, even
+    by the older pointer, finds that checkpoint and every commit after it. Each segment is an
+    uncompressed tar in ``_archive``, named by its versions, beside a file with its sha256 in the
+    format of ``sha256sum``; after a kill two segments may hold the same commits. Put back into
+    ``_delta_log``, the commit files make the older versions open again.
 
     Raises:
-        LakeError: if a segment does not verify after it was written.
+        LakeError: if a segment does not verify after it was written; its commit files stay.
     """
     storage = table.storage
     entries = storage.entries(LOG_FOLDER)
-    checkpoints = numbered(entries, CHECKPOINT)
+    latest_change = time.time() - grace_seconds
+    checkpoints = numbered((entry for entry in entries if entry.modified <= latest_change), CHECKPOINT)
     if len(checkpoints) < _KEPT_CHECKPOINTS:
         return 0
     keep = list(checkpoints)[-_KEPT_CHECKPOINTS]
-    latest_change = time.time() - grace_seconds
-    due: dict[int, Entry] = {}
-    for number, entry in numbered(entries, COMMIT).items():
-        if number >= keep or entry.modified > latest_change:
-            break
-        due[number] = entry
+    due = {number: entry for number, entry in numbered(entries, COMMIT).items() if number < keep}
     if due:
         _pack(storage, due)
-        storage.remove(entry.path for entry in due.values())
     superseded = [entry.path for number, entry in checkpoints.items() if number < keep]
     # A draft that a killed commit left; delta-rs marks them so.
     drafts = [entry.path for entry in entries if "#" in entry.path and entry.modified <= latest_change]
-    storage.remove(superseded + drafts)
+    # Oldest first, the checkpoints before the commits: a handle sees by them that it was outrun.
+    storage.remove([*superseded, *(entry.path for entry in due.values()), *drafts])
     return len(due)
 
 

@@ -7,7 +7,6 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
@@ -69,12 +68,6 @@ def served_workspace(names: dict[str, str]) -> str:
     return yaml.safe_dump({"load_from": entries}, sort_keys=False)
 
 
-def storage_url(url: str) -> str:
-    """The URL in the form that dagster-postgres needs, whatever driver it named."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(scheme="postgresql+psycopg2"))
-
-
 def free_port(wanted: int) -> int:
     """The first free loopback port from ``wanted`` on.
 
@@ -100,6 +93,14 @@ def prepare_home(settings: Settings) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_bytes(project_file(settings, "dagster.yaml").read_bytes())
     return home
+
+
+def publish_address(settings: Settings, url: str) -> None:
+    """Let commands beside the running mesh find its Dagster storage; readable by this account only."""
+    file = settings.dagster_url_file
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(url + "\n")
 
 
 def initialise_storage() -> int:
@@ -157,7 +158,7 @@ def environment(settings: Settings, dagster_url: str, nursery: str) -> dict[str,
     """What every process of the mesh finds in its environment."""
     return {
         "DAGSTER_HOME": str(settings.home.absolute() / "dagster"),
-        "DAGSTER_POSTGRES_URL": storage_url(dagster_url),
+        "MESH_DAGSTER_POSTGRES_URL": dagster_url,
         "MESH_HOME": str(settings.home.absolute()),
         "MESH_PRODUCTS": str(settings.products.absolute()),
         "MESH_NURSERY_SOCKET": nursery,

@@ -107,6 +107,7 @@ def up(settings: Settings, options: Options | None = None, console: Console | No
             return 1
         finally:
             place.record.unlink(missing_ok=True)
+            settings.dagster_url_file.unlink(missing_ok=True)
 
 
 def down(settings: Settings) -> None:
@@ -184,7 +185,7 @@ def _where(place: _Place) -> str:
     return ""
 
 
-class _Stopped(Exception):  # noqa: N818 - an order, not an error
+class _Stopped(Exception):  # an order, not an error
     """Somebody wants the mesh to end."""
 
 
@@ -293,10 +294,16 @@ class _Supervisor:
             name: fork(body, log=logs / f"postgres-{name}.log", group=self._group)
             for name, body in starts.items()
         }
-        warm_up()
-        for name, pid in pids.items():
-            if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-                log = logs / f"postgres-{name}.log"
+        codes: dict[str, int] = {}
+        try:
+            warm_up()
+        finally:
+            # Waited for in any case: a server that starts after everything was stopped would stay.
+            for name, pid in pids.items():
+                codes[name] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for name, code in codes.items():
+            log = logs / f"postgres-{name}.log"
+            if code:
                 raise SettingError(
                     f"the PostgreSQL cluster of {name} did not start (exit code {code}): {_tail(log)}",
                     hint=f"look at {log}",
@@ -475,9 +482,9 @@ class _Supervisor:
             for name, child in self._children.items():
                 if name.startswith("app-"):
                     child.signal(signal.SIGTERM)
-            for name in ("nursery", "daemon"):
+            for name, timeout_seconds in (("nursery", 10.0), ("daemon", 3.0)):
                 if child := self._children.get(name):
-                    child.stop(10)
+                    child.stop(timeout_seconds)
             stop_group(self._guardian.group)
             for child in self._children.values():
                 child.stop(1)

@@ -45,6 +45,11 @@ def asset_key(name: ProductName, kind: str, table: str) -> dg.AssetKey:
     return dg.AssetKey(name.asset_key(kind, table))
 
 
+def group_name(name: ProductName) -> str:
+    """Dagster's group of a product; with its domain, since the graph of the whole mesh shows only this."""
+    return f"{name.domain}_{name.product}"
+
+
 def asset_specs(product: Product, settings: Settings) -> list[dg.AssetSpec]:
     """Two assets per table: its change log, and its current rows folded from that."""
     return [
@@ -75,7 +80,7 @@ def broken_spec(name: ProductName, error: MeshError) -> dg.AssetSpec:
     """The asset that stands in for a product whose definition is wrong."""
     return dg.AssetSpec(
         key=[name.domain, name.product],
-        group_name=name.product,
+        group_name=group_name(name),
         description=f"**This product is not loaded.**\n\n```\n{error}\n```",
         kinds={"broken"},
         tags={"mesh/state": "broken"},
@@ -147,7 +152,7 @@ def _spec(
     ]
     return dg.AssetSpec(
         key=asset_key(name, kind, table.name),
-        group_name=name.product,
+        group_name=group_name(name),
         kinds=kinds,
         owners=list(contract.owners),
         code_version=f"{contract.version}-{contract.hash[:8]}",

@@ -32,7 +32,8 @@ from mesh_assets.errors import MeshNotRunning
 
 NURSERY_VARIABLE = "MESH_NURSERY_SOCKET"
 
-_NURSERY_TAG = "mesh/nursery"
+# Tags with this prefix are not shown to people.
+_NURSERY_TAG = ".dagster/mesh_nursery"
 _TIMEOUT_SECONDS = 10.0
 
 

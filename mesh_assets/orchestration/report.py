@@ -2,8 +2,7 @@
 
 Every event is a row in Dagster's event log, so a table is reported at most every
 ``REPORT_SECONDS`` and once at the end, however many batches land in between. A current table is
-reported after a fold, and otherwise every ``CURRENT_REPORT_SECONDS`` while changes land: reads
-through the mesh see them before they are folded.
+reported with its change log, folded or not: reads through the mesh add what is not folded yet.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from mesh_assets.report import BatchReport, FoldReport, ShiftResult, VersionReport
 
 REPORT_SECONDS = 10.0
-CURRENT_REPORT_SECONDS = 60.0
 QUEUE_LOOK_SECONDS = 2.0
 
 Clock = Callable[[], float]
@@ -52,6 +50,7 @@ class _Table:
     """What has to be told about one asset."""
 
     key: dg.AssetKey
+    log_key: dg.AssetKey
     kind: str
     uri: str
     metadata: Metadata = field(default_factory=dict)
@@ -59,7 +58,6 @@ class _Table:
     op_count: Counter[str] = field(default_factory=Counter)
     reported_op_count: Counter[str] = field(default_factory=Counter)
     dirty: bool = False
-    interval_seconds: float = REPORT_SECONDS
     reported_at: float = float("-inf")
 
 
@@ -87,18 +85,19 @@ class RunObserver:
         self._queued = queued
         self._clock = clock
         self._tables: dict[tuple[ProductName, str, str], _Table] = {}
-        now = clock()
         for target in plan.targets:
             for kind, uri in ((CHANGES, target.changes_uri), (CURRENT, target.current_uri)):
-                table = _Table(asset_key(target.name, kind, target.table), kind, uri)
-                if kind == CURRENT:
-                    table.interval_seconds, table.reported_at = CURRENT_REPORT_SECONDS, now
-                self._tables[target.name, kind, target.table] = table
+                self._tables[target.name, kind, target.table] = _Table(
+                    asset_key(target.name, kind, target.table),
+                    asset_key(target.name, CHANGES, target.table),
+                    kind,
+                    uri,
+                )
         self._source = plan.source
         self._code_versions = _code_versions(context)
         self._looked_at = float("-inf")
         self._relieved = False
-        self._told_at = now
+        self._told_at = clock()
         self._untold = Counter[str]()
 
     # -- the Observer protocol
@@ -144,7 +143,6 @@ class RunObserver:
     def fold(self, report: FoldReport) -> None:
         """A current table was folded."""
         seen = self._tables[report.name, CURRENT, report.table]
-        seen.data_version = str(report.delta_version)
         seen.metadata |= {
             ROW_COUNT: dg.MetadataValue.int(report.row_count),
             "delta/version": dg.MetadataValue.int(report.delta_version),
@@ -153,7 +151,6 @@ class RunObserver:
             "mesh/fold_seconds": dg.MetadataValue.float(round(report.seconds, 3)),
         }
         seen.dirty = True
-        seen.interval_seconds = REPORT_SECONDS
         self._report_due(self._clock())
 
     def cancelled(self) -> bool:
@@ -197,7 +194,8 @@ class RunObserver:
             if seen.key in selected:
                 self._complete(seen)
                 metadata = self._metadata(seen) | dict(note or {})
-                version = dg.DataVersion(seen.data_version) if seen.data_version else None
+                data_version = self._data_version(seen)
+                version = dg.DataVersion(data_version) if data_version else None
                 yield dg.MaterializeResult(asset_key=seen.key, metadata=metadata, data_version=version)
             elif seen.dirty:
                 self._log(seen)
@@ -218,18 +216,34 @@ class RunObserver:
 
     def _report_due(self, now: float) -> None:
         for seen in self._tables.values():
-            if seen.dirty and now - seen.reported_at >= seen.interval_seconds:
+            if seen.dirty and now - seen.reported_at >= REPORT_SECONDS:
                 seen.reported_at = now
                 self._log(seen)
 
     def _log(self, seen: _Table) -> None:
         self._complete(seen)
-        tags = {"dagster/data_version": seen.data_version} if seen.data_version else {}
-        if code_version := self._code_versions.get(seen.key):
-            tags["dagster/code_version"] = code_version
+        tags = self._version_tags(seen)
         self._context.log_event(
             dg.AssetMaterialization(asset_key=seen.key, metadata=self._metadata(seen), tags=tags)
         )
+
+    def _version_tags(self, seen: _Table) -> dict[str, str]:
+        """What Dagster judges staleness by; it adds these itself only to results at the end of a run."""
+        tags = {}
+        if data_version := self._data_version(seen):
+            tags["dagster/data_version"] = data_version
+            if seen.kind == CURRENT:
+                upstream = seen.log_key.to_user_string()
+                tags[f"dagster/input_data_version/{upstream}"] = data_version
+        if code_version := self._code_versions.get(seen.key):
+            tags["dagster/code_version"] = code_version
+        return tags
+
+    def _data_version(self, seen: _Table) -> str:
+        """A current table, read through the mesh, is as new as its change log."""
+        log = next(one for one in self._tables.values() if one.key == seen.log_key)
+        self._complete(log)
+        return log.data_version
 
     def _complete(self, seen: _Table) -> None:
         """Read from the lake what no batch and no fold of this shift has told."""
@@ -247,7 +261,8 @@ class RunObserver:
                 row_count, version = current.row_count, current.table.version
         except TableMissing:
             return
-        seen.data_version = str(version)
+        if seen.kind == CHANGES:
+            seen.data_version = str(version)
         seen.metadata[ROW_COUNT] = dg.MetadataValue.int(row_count)
         seen.metadata["delta/version"] = dg.MetadataValue.int(version)
 
@@ -255,8 +270,6 @@ class RunObserver:
         new = seen.op_count - seen.reported_op_count
         seen.reported_op_count = Counter(seen.op_count)
         seen.dirty = False
-        if seen.kind == CURRENT:
-            seen.interval_seconds = CURRENT_REPORT_SECONDS
         counts: Metadata = {_OPS[op]: dg.MetadataValue.int(count) for op, count in new.items() if op in _OPS}
         if counts:
             counts["cdc/changes"] = dg.MetadataValue.int(sum(new.values()))

@@ -472,9 +472,27 @@ def test_a_broken_change_is_refused(message: bytes, match: str) -> None:
         decode(decoder, pgoutput.stream([*head, message]))
 
 
-def test_text_that_is_not_utf8_names_table_and_commit() -> None:
+def test_text_that_is_not_utf8_names_table_column_and_commit() -> None:
     decoder = Decoder(unexpected)
     broken = pgoutput.insert(OID, ["1", "é", None]).replace("é".encode(), b"\xff\xfe")
     decode(decoder, pgoutput.stream(transaction(orders(), broken)))
-    with pytest.raises(SourceError, match=r"shop\.orders.*0/64.*UTF-8"):
+    with pytest.raises(SourceError, match=r"shop\.orders.*0/64.*'note'.*UTF-8"):
         decoder.take()
+    # What comes after the lost rows must not be taken as if they had never been.
+    decode(decoder, pgoutput.stream(transaction(pgoutput.insert(OID, ["2", "b", None]), lsn=200)))
+    with pytest.raises(SourceError, match="UTF-8"):
+        decoder.take()
+
+
+def test_a_broken_parked_message_leaves_what_came_before() -> None:
+    decoder = Decoder(unexpected)
+    decoder.parked.add(OID)
+    inserts = [pgoutput.insert(OID, [str(number), "x" * 100, None]) for number in range(3)]
+    ((_, raw),) = taken(*transaction(orders(), *inserts), decoder=decoder).parked
+    messages = raw["message"].to_pylist()
+    messages[-1] = messages[-1][:-1]
+    broken = raw.set_column(0, "message", pa.array(messages, pa.binary()))
+    replayed = Decoder(unexpected)
+    with pytest.raises(SourceError, match="length"):
+        replayed.replay(OID, broken)
+    assert rows(replayed.take(), "id") == [(0,), (1,)]

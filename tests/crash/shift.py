@@ -8,6 +8,7 @@ import sys
 from tests.crash.world import plan_for
 
 from mesh_assets.ingest import Shift
+from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.report import Budget, Silent
 
 
@@ -20,7 +21,9 @@ class Printing(Silent):
 
 def main() -> None:
     url, lake = sys.argv[1:]
-    budget = Budget(idle_seconds=0.6, batch_seconds=0.05, batch_rows=150, snapshot_rows=25)
+    # Folds whenever it may, so that every kill point is reached.
+    eager = FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0)
+    budget = Budget(idle_seconds=0.6, batch_seconds=0.05, batch_rows=150, snapshot_rows=25, fold=eager)
     result = Shift(plan_for(url, lake), budget=budget, observer=Printing()).run()
     print(result, flush=True)
 

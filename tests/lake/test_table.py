@@ -18,9 +18,10 @@ from deltalake import DeltaTable
 
 from mesh_assets.errors import CommitConflict, Fenced, LakeError, StorageFull, TableMissing
 from mesh_assets.lake import storage
+from mesh_assets.lake.commit import commit_path, last_checkpoint
 from mesh_assets.lake.file import FileRef, describe, slices
 from mesh_assets.lake.storage import LocalStorage, ObjectStorage
-from mesh_assets.lake.table import CHECKPOINT_INTERVAL, Table, commit_path, last_checkpoint
+from mesh_assets.lake.table import CHECKPOINT_INTERVAL, Table
 
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
 

@@ -15,9 +15,10 @@ import pytest
 from deltalake import DeltaTable
 
 from mesh_assets.errors import CommitConflict, Fenced, LakeError, TableMissing
+from mesh_assets.lake.commit import CHECKPOINT, COMMIT, commit_path, numbered
 from mesh_assets.lake.log import ChangeLog
-from mesh_assets.lake.recovery import CHECKPOINT, COMMIT, numbered, recover
-from mesh_assets.lake.table import Table, commit_path
+from mesh_assets.lake.recovery import recover
+from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import Upkeep, archive, compact, maintain, vacuum, verify_segment
 from tests.lake.sample import ROW, append, frame
 
@@ -165,8 +166,10 @@ def test_commits_before_the_last_checkpoint_but_one_are_archived(log: ChangeLog)
 
 def test_a_handle_from_before_the_archive_catches_up(log: ChangeLog) -> None:
     reader, writer = ChangeLog.open(log.table.uri), Table.open(log.table.uri)
+    sleeper = Table.open(log.table.uri)
     zombie, tender = ChangeLog.open(log.table.uri), Table.open(log.table.uri)
     fill(log, 10)
+    small = log.table.files()
     log.table.checkpoint()
     fill(log, 10)
     log.table.checkpoint()
@@ -179,8 +182,9 @@ def test_a_handle_from_before_the_archive_catches_up(log: ChangeLog) -> None:
         append(zombie, frame([0], lsn=1000))
     assert compact(writer, small_bytes=10**6, run_length=2) == 20
     with pytest.raises(CommitConflict):
-        tender.rewrite(remove=[], add=[])
-    assert tender.rewrite(remove=[], add=[]) == tender.version
+        tender.rewrite(remove=small, add=[], data_change=False)
+    with pytest.raises(LakeError, match="was archived meanwhile"):
+        sleeper.transaction("unread")
     assert ids(log.table.uri) == expected(20)
 
 
