@@ -33,11 +33,3 @@ def __getattr__(name: str) -> dg.Definitions:
         known = sorted(found.name for found in folder.parent.iterdir() if found.is_dir())
         raise AttributeError(f"there is no domain {name!r} in {folder.parent}; available: {', '.join(known)}")
     return folder_definitions(folder)
-
-
-def domains() -> list[str]:
-    """All domains that have a folder, whatever is in it."""
-    from mesh_assets.contract.definition import DEFINITION_FILE
-    from mesh_assets.settings import Settings
-
-    return sorted(folder.parent.name for folder in Settings().products.glob(f"*/{DEFINITION_FILE}"))

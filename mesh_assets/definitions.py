@@ -1,22 +1,20 @@
 """The whole mesh in one object: for ``dg``, for ``dagster dev -m mesh_assets.definitions``, for tests.
 
-In operation every domain is a code location of its own, see :mod:`mesh_assets.code_locations`.
+In operation every domain is a code location of its own, see :mod:`mesh_assets.code_locations`. There a
+mistake leaves the other domains running; here it fails the load, since a check has to fail.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
-from mesh_assets import code_locations
-from mesh_assets.orchestration.enterprise import DOMAIN
+from mesh_assets.orchestration.enterprise import enterprise_definitions
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """All domains and the enterprise.
-
-    Raises:
-        ContractError: naming file and line, if a domain's own definition is wrong.
-    """
-    names = [*code_locations.domains(), DOMAIN]
-    return dg.Definitions.merge(*(getattr(code_locations, name) for name in names))
+    """All domains below ``products/`` and the enterprise."""
+    products = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return dg.Definitions.merge(products, enterprise_definitions())

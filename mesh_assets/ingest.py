@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +27,7 @@ from mesh_assets.cdc.schema import SchemaLog
 from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
 from mesh_assets.cdc.source import Source
 from mesh_assets.cdc.stream import ReplicationStream
+from mesh_assets.contract.arrow import compare
 from mesh_assets.errors import (
     ContractError,
     IdentityMissing,
@@ -39,10 +40,11 @@ from mesh_assets.errors import (
     UnknownName,
 )
 from mesh_assets.housekeeping import Housekeeper
+from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.recovery import recover
 from mesh_assets.landing import Landing, SnapshotLanding
-from mesh_assets.plan import CapturePlan
+from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
 from mesh_assets.shift_lineage import ShiftLineage
 from mesh_assets.versioning import Cutter
@@ -52,6 +54,7 @@ _TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
 """What is wrong with one table only: the others go on."""
 
 _POLL_SECONDS = 0.2
+_CLOCK_MARGIN = timedelta(seconds=1)
 _MOST_DOUBTS = 10
 _SNAPSHOT_ATTEMPTS = 5
 
@@ -110,6 +113,7 @@ class Shift:
 
     def _open(self, source: Source) -> None:
         plan, now = self.plan, datetime.now(UTC)
+        ensure_layout(plan.layout.root)
         relations, unfit = _preflight(plan, source)
         self._system = source.system()
         self._recover()
@@ -127,6 +131,7 @@ class Shift:
                 if target.source_table in unfit:
                     raise unfit[target.source_table]
                 landing.open(relations[target.source_table], now)
+                _check_contract(plan, target, relations[target.source_table])
                 self._unpark(source, landing)
             except (MigrationRefused, *_TABLE_ERRORS) as refusal:
                 self._refuse(landing, refusal)
@@ -140,7 +145,9 @@ class Shift:
         for target in plan.targets:
             seq = held.get(target.source_table, -1)
             moved += recover(target.changes_uri, {"seq": seq} if seq >= 0 else {})
-        for uri in (*map(plan.layout.versions, plan.products), plan.part_uri("parking")):
+        others = [*map(plan.layout.versions, plan.products)]
+        others += [plan.part_uri(part) for part in ("parking", "schemas", "gaps")]
+        for uri in others:
             moved += recover(uri)
         for address in moved:
             self.observer.message(f"unreadable after a crash, moved aside: {address}")
@@ -412,7 +419,8 @@ class Shift:
                 system_identifier=self._system.identifier,
                 timeline=self._system.timeline,
                 tables=self._held(),
-                observed_at=observed_at,
+                # Commit times are taken a little before the commits get their order.
+                observed_at=observed_at - _CLOCK_MARGIN,
                 shift=self.run_id,
             )
         )
@@ -486,6 +494,23 @@ class Quiet:
             if self._doubts == _MOST_DOUBTS:
                 # WAL may end in something that is not flushed until somebody commits.
                 self._source.heartbeat()
+
+
+def _check_contract(plan: CapturePlan, target: Target, relation: Relation) -> None:
+    """Refuse a table that cannot keep what its contract promises.
+
+    Raises:
+        ContractError: naming every difference that matters.
+    """
+    if target.contract is None:
+        return
+    mismatches = [one for one in compare(target.contract, relation) if one.blocking]
+    if mismatches:
+        raise ContractError(
+            f"{target.name}.{target.table}: the contract and {plan.source.domain}.{plan.source.name} differ: "
+            + "; ".join(str(one) for one in mismatches),
+            hint="its changes are kept in the parking log and land once contract and source agree again",
+        )
 
 
 def _passed(decoder: Decoder, lsn: int) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mesh_assets.cdc.source import SourceConfig
 from mesh_assets.contract.discovery import Discovery
+from mesh_assets.contract.model import TableContract
 from mesh_assets.errors import ContractError, UnknownName
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, publication_name, slot_name
 from mesh_assets.settings import Settings
@@ -22,6 +23,7 @@ class Target:
         key: the contract's primary key.
         changes_uri: its change log.
         current_uri: its current table.
+        contract: what the product promises of it; None: nothing to hold it against.
     """
 
     name: ProductName
@@ -30,6 +32,7 @@ class Target:
     key: tuple[str, ...]
     changes_uri: str
     current_uri: str
+    contract: TableContract | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def capture_plan(settings: Settings, discovery: Discovery, domain: str, source: 
             table.key,
             layout.table(product.name, CHANGES, table.name),
             layout.table(product.name, CURRENT, table.name),
+            table,
         )
         for source_table, (product, table) in sorted(publishers.items())
     )

@@ -8,77 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
 
-from mesh_assets.cdc.source import Head, Source
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.model import TableContract
-from mesh_assets.errors import MeshError, TableMissing, UnknownName
-from mesh_assets.lake.access import Principal
-from mesh_assets.lake.current import Current
-from mesh_assets.lake.ledger import Ledger, LedgerRow
+from mesh_assets.errors import AsOfRefused, MeshError, TableMissing, UnknownName
+from mesh_assets.history import KeyChange, key_history
+from mesh_assets.lake.access import Principal, authorise
+from mesh_assets.lake.ledger import Ledger
 from mesh_assets.lake.log import ChangeLog
-from mesh_assets.lake.read import changes_of, fresh
-from mesh_assets.lake.table import Table
-from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, VersionRow
+from mesh_assets.lake.position import Lsn
+from mesh_assets.lake.read import Pinned, changes_of, fresh, open_pinned
+from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, parse_as_of
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.parity import ParityResult, parity
 from mesh_assets.plan import CapturePlan, Target, capture_plan
 from mesh_assets.settings import Settings
+from mesh_assets.status import ProductStatus, SourceStatus, product_status, source_status
 
 if TYPE_CHECKING:
     import duckdb
-
-
-@dataclass(frozen=True)
-class SourceStatus:
-    """One source: what we hold of it, and where it stands.
-
-    Attributes:
-        ledger: what is durable and acknowledged; None before the first capture.
-        head: where the source stands; None if it could not be asked.
-        problem: why it could not be asked; empty if it could.
-    """
-
-    domain: str
-    source: str
-    ledger: LedgerRow | None
-    head: Head | None
-    problem: str = ""
-
-    @property
-    def observed_seconds(self) -> float | None:
-        """Age, by the source's clock, of the moment up to which everything is held."""
-        if self.ledger is None or self.head is None:
-            return None
-        return max(0.0, (self.head.now - self.ledger.observed_at).total_seconds())
-
-
-@dataclass(frozen=True)
-class TableStatus:
-    """One product table: rows now, changes ever, Delta versions."""
-
-    table: str
-    row_count: int
-    change_count: int
-    changes_delta_version: int
-    current_delta_version: int
-    folded_seq: int
-
-
-@dataclass(frozen=True)
-class ProductStatus:
-    """One product as it stands in the lake."""
-
-    name: ProductName
-    owners: tuple[str, ...]
-    description: str
-    version: VersionRow | None
-    tables: tuple[TableStatus, ...] = field(default=())
 
 
 class Mesh:
@@ -104,10 +59,12 @@ class Mesh:
         """
         parts = name.split(".")
         if len(parts) not in (2, 3):
+            known = [str(product) for product in self.discovery.products]
+            near = [one for one in known if name in one.split(".")] or get_close_matches(name, known, n=1)
             raise UnknownName(
                 f"{name!r} is not a product or table",
-                available=[str(product) for product in self.discovery.products],
-                hint="write domain.product or domain.product.table",
+                available=known,
+                hint=f"did you mean {near[0]!r}?" if near else "write domain.product or domain.product.table",
             )
         product = self.discovery.product(ProductName.parse(".".join(parts[:2])))
         if len(parts) == 3:
@@ -210,45 +167,82 @@ class Mesh:
             self.layout, product.name, table.name, values, principal=principal or Principal.local()
         )
 
+    def history(
+        self, name: str, key: Mapping[str, object] | str, *, principal: Principal | None = None
+    ) -> list[KeyChange]:
+        """Every change of one key with the whole row before and after it, truncates included.
+
+        Arguments and errors as for :meth:`changes`.
+        """
+        product, table = self.resolve(name)
+        changes = self.changes(name, key, principal=principal)
+        log = ChangeLog.open(self.layout.table(product.name, CHANGES, table.name))
+        truncates = log.scan().filter(pl.col("_op") == "t").select(changes.columns).collect()
+        return key_history(pl.concat([changes, truncates]).sort("_seq"))
+
+    def sql(self, text: str, *, as_of: AsOf | None = None, principal: Principal | None = None) -> Answer:
+        """Run one SELECT over products, each named ``domain.product`` or ``domain.product.table``.
+
+        All tables of a product are read at one cut; without ``as_of`` that of its latest version.
+
+        Raises:
+            QueryRefused: if the text is not one statement that only reads, or fails.
+            UnknownName: if a table or column does not exist.
+            AsOfRefused: if the moment lies outside of what is held, or a version or an LSN is
+                given and the statement names several products or sources.
+        """
+        from mesh_assets.lake.query import sql
+
+        asked = parse_as_of(as_of) if isinstance(as_of, str) else as_of
+        who = principal or Principal.local()
+        cuts: dict[ProductName, Cut] = {}
+        scopes: dict[str, str] = {}
+
+        def pinned(name: str) -> Pinned:
+            product, table = self.resolve(name)
+            if product.name not in cuts:
+                scopes.setdefault(self._scope(product, asked), str(product.name))
+                if len(scopes) > 1:
+                    raise AsOfRefused(
+                        f"{asked} does not mean the same for {' and '.join(scopes.values())}",
+                        hint="give a moment, or ask for one product at a time",
+                    )
+                cuts[product.name] = self.cut(product.name, asked)
+            return open_pinned(
+                self.layout.table(product.name, CHANGES, table.name),
+                self.layout.table(product.name, CURRENT, table.name),
+                cuts[product.name].tables.get(table.name, -1),
+                authorise(who, product.name, table.name),
+            )
+
+        return Answer(sql(text, pinned), cuts)
+
+    @staticmethod
+    def _scope(product: Product, as_of: int | datetime | Lsn | None) -> str:
+        """Within what an ``as of`` of this kind has one meaning."""
+        if isinstance(as_of, Lsn):
+            return f"{product.name.domain}.{product.definition.source}"
+        return str(product.name) if isinstance(as_of, int) else ""
+
     # -- state --------------------------------------------------------------------------------
 
     def product_status(self, product: Product) -> ProductStatus:
         """How a product stands in the lake; reads only its logs' metadata."""
-        contract = product.contract
-        try:
-            version = VersionLog.open(self.layout.versions(product.name)).latest()
-        except TableMissing:
-            version = None
-        tables = []
-        for table in contract.tables:
-            changes_uri = self.layout.table(product.name, CHANGES, table.name)
-            current_uri = self.layout.table(product.name, CURRENT, table.name)
-            if not Table.exists(changes_uri):
-                continue
-            log = ChangeLog.open(changes_uri)
-            current = Current.open(current_uri) if Table.exists(current_uri) else None
-            tables.append(
-                TableStatus(
-                    table.name,
-                    current.row_count if current else 0,
-                    log.seq + 1,
-                    log.table.version,
-                    current.table.version if current else -1,
-                    current.folded if current else -1,
-                )
-            )
-        return ProductStatus(product.name, contract.owners, contract.description, version, tuple(tables))
+        return product_status(self.layout, product)
 
     def source_status(self, domain: str, source: str) -> SourceStatus:
         """How a source stands against the ledger; asks the source, 3 s at most."""
-        ledger = Ledger(self.layout.source(domain, source, "ledger")).latest()
+        publishers = self.discovery.publishers(domain, source)
+        changes = {
+            source_table: self.layout.table(product.name, CHANGES, table.name)
+            for source_table, (product, table) in publishers.items()
+        }
+        plan: CapturePlan | MeshError
         try:
             plan = self.plan(domain, source)
-            with Source(plan.source) as asked:
-                head = asked.head()
         except MeshError as error:
-            return SourceStatus(domain, source, ledger, None, str(error))
-        return SourceStatus(domain, source, ledger, head)
+            plan = error
+        return source_status(self.layout, domain, source, changes, plan)
 
     # -- proof --------------------------------------------------------------------------------
 
@@ -256,6 +250,19 @@ class Mesh:
         """Compare one table with its source at one LSN (:func:`mesh_assets.parity.parity`)."""
         plan, target = self.target(name)
         return parity(plan, target, drain=drain)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a statement gave.
+
+    Attributes:
+        table: its rows.
+        cuts: the cut at which each product was read.
+    """
+
+    table: pa.Table
+    cuts: Mapping[ProductName, Cut]
 
 
 @dataclass(frozen=True)
@@ -299,13 +306,13 @@ def open(name: str, as_of: AsOf | None = None, *, settings: Settings | None = No
 
 
 def parse_key(table: TableContract, text: str) -> dict[str, object]:
-    """Read ``42`` or ``order_id=42,line_number=1`` as values of a table's key columns.
+    """Read ``42`` or ``order_id=42,line_number=1`` as texts of a table's key values.
 
     Raises:
         UnknownName: if the columns are not exactly the key's.
     """
-    if "=" not in text and len(table.key) == 1:
-        return {table.key[0]: text}
+    if len(table.key) == 1:
+        return {table.key[0]: text.removeprefix(f"{table.key[0]}=")}
     pairs = dict(part.partition("=")[::2] for part in text.split(",") if "=" in part)
     values: dict[str, object] = {name.strip(): value.strip() for name, value in pairs.items()}
     if set(values) != set(table.key):

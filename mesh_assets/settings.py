@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         return self.home / "dagster.url"
 
     def dagster_url(self) -> str | None:
-        """The PostgreSQL of Dagster's instance storage, or None if neither setting nor running mesh has one."""
+        """The PostgreSQL of Dagster's instance storage; None if neither setting nor running mesh has one."""
         if self.dagster_postgres_url:
             return self.dagster_postgres_url
         try:

@@ -88,11 +88,9 @@ class ShiftLineage:
         parent = Parent(self._run.run_id, self._run.namespace, self._run.name)
         run = LineageRun(namespace, name, "FOLD", parent=parent)
         inputs = [lake_input(target.changes_uri, row_count=report.tail_row_count)]
-        self._store.emit(
-            run.start(report.started_at, inputs=inputs, outputs=[lake_output(target.current_uri)])
-        )
         outputs = [lake_output(target.current_uri, version=report.delta_version, row_count=report.row_count)]
-        self._store.emit(run.complete(inputs=inputs, outputs=outputs))
+        start = run.start(report.started_at, inputs=inputs, outputs=[lake_output(target.current_uri)])
+        self._store.emit(start, run.complete(inputs=inputs, outputs=outputs), urgent=False)
 
     def flush_if_due(self) -> None:
         """Write what waits; called where nothing else happens."""

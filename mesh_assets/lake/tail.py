@@ -69,6 +69,9 @@ class Tail:
 
     def still_held(self, truncated: int | None) -> int:
         """:attr:`held` for a base that stands at ``upto``."""
+        if not self.shape.key:
+            # Without a key an unchanged value stands in the old row of its own change.
+            return self.upto + 1
         lowest = min(self.held - 1, self.after) if truncated is None else truncated
         rows = self.shape.identified(self.log.scan(lowest, self.upto).filter(pl.col("_op") != "t"))
         narrow = rows.select(*self.shape.identity, "_seq", rejected=pl.col("_rejected_by").is_not_null())

@@ -204,7 +204,7 @@ class Tick:
                 seen.shift_at = self._now
                 self._context.log.info(f"shift for {name}: {reason}")
                 yield dg.RunRequest(
-                    job_name=job_name(source),
+                    job_name=job_name(self._domain, source),
                     tags={**shift_tag(self._domain, source), "mesh/reason": reason},
                 )
 

@@ -33,9 +33,9 @@ _WAIT_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
 
 
-def job_name(source: str) -> str:
+def job_name(domain: str, source: str) -> str:
     """Name of the job that the domain's sensor starts for a source."""
-    return f"{source}_shift"
+    return f"{domain}_{source}_shift"
 
 
 def shift_tag(domain: str, source: str) -> dict[str, str]:
@@ -47,7 +47,7 @@ def capture_asset(domain: str, source: str, specs: Sequence[dg.AssetSpec]) -> dg
     """All tables of a source as one asset definition: whichever is selected, the source is drained."""
 
     @dg.multi_asset(
-        name=f"drain_{source}",
+        name=f"drain_{domain}_{source}",
         specs=specs,
         can_subset=True,
         description=(
@@ -65,7 +65,7 @@ def capture_job(domain: str, source: str, specs: Sequence[dg.AssetSpec]) -> Unre
     """The job that the sensor starts: the whole source, without the checks."""
     selection = dg.AssetSelection.assets(*(spec.key for spec in specs)).without_checks()
     return dg.define_asset_job(
-        job_name(source),
+        job_name(domain, source),
         selection=selection,
         description=f"One capture shift over source {domain}.{source}.",
         run_tags=shift_tag(domain, source),

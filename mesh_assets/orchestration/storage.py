@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import dagster as dg
 from dagster._config import UserConfigSchema
 from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.event_log import EventLogStorage
+from dagster._core.storage.runs import RunStorage
+from dagster._core.storage.schedules import ScheduleStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
@@ -24,8 +27,8 @@ def storage_url(url: str) -> str:
     return urlunsplit(urlsplit(url)._replace(scheme="postgresql+psycopg2"))
 
 
-class InstanceStorage(ConfigurableClass):
-    """Picks the storage when an instance is opened.
+class InstanceStorage(DagsterStorage[dg.DagsterInstance], ConfigurableClass):
+    """Picks the storage when an instance is opened, and is that storage.
 
     It is the PostgreSQL that ``MESH_DAGSTER_POSTGRES_URL`` names, else the embedded one of the running
     ``mesh up``. Without either (``dg check defs`` in a fresh clone) it is SQLite in the mesh's home.
@@ -33,6 +36,8 @@ class InstanceStorage(ConfigurableClass):
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
+        self._chosen = _choose()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -45,16 +50,39 @@ class InstanceStorage(ConfigurableClass):
         return {}
 
     @classmethod
-    def from_config_value(  # type: ignore[override] # it chooses a storage instead of being one
-        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
-    ) -> DagsterStorage:
-        """The storage in force."""
-        settings = Settings()
-        url = settings.dagster_url()
-        if url is not None:
-            return DagsterPostgresStorage(
-                storage_url(url), should_autocreate_tables=True, inst_data=inst_data
-            )
-        folder = settings.home.absolute() / "dagster" / "storage"
-        folder.mkdir(parents=True, exist_ok=True)
-        return DagsterSqliteStorage(str(folder), inst_data)
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, object]
+    ) -> InstanceStorage:
+        """Make it."""
+        return cls(inst_data)
+
+    def register_instance(self, instance: dg.DagsterInstance) -> None:
+        """Tell the storages whose they are."""
+        super().register_instance(instance)
+        for storage in (self.run_storage, self.event_log_storage, self.schedule_storage):
+            if not storage.has_instance:
+                storage.register_instance(instance)
+
+    @property
+    def event_log_storage(self) -> EventLogStorage[dg.DagsterInstance]:
+        """Events."""
+        return self._chosen.event_log_storage
+
+    @property
+    def run_storage(self) -> RunStorage[dg.DagsterInstance]:
+        """Runs."""
+        return self._chosen.run_storage
+
+    @property
+    def schedule_storage(self) -> ScheduleStorage[dg.DagsterInstance]:
+        """Schedules, sensors and their ticks."""
+        return self._chosen.schedule_storage
+
+
+def _choose() -> DagsterStorage[dg.DagsterInstance]:
+    settings = Settings()
+    if (url := settings.dagster_url()) is not None:
+        return DagsterPostgresStorage(storage_url(url))
+    folder = settings.home.absolute() / "dagster" / "storage"
+    folder.mkdir(parents=True, exist_ok=True)
+    return DagsterSqliteStorage(str(folder))
