@@ -37,17 +37,25 @@ POINTS = (
 """All points, in the order in which a shift reaches them."""
 
 
-def _armed() -> dict[str, int]:
-    text = os.environ.get(_ENVIRONMENT_VARIABLE, "")
+_remaining: dict[str, int] = {}
+
+
+def arm(text: str) -> None:
+    """Die at ``point`` or, written ``point:count``, when it is reached so often; an empty text disarms.
+
+    Raises:
+        ValueError: if there is no such point.
+    """
+    _remaining.clear()
     if not text:
-        return {}
+        return
     name, _, count = text.partition(":")
     if name not in POINTS:
         raise ValueError(f"{_ENVIRONMENT_VARIABLE}: unknown point {name!r}; one of {', '.join(POINTS)}")
-    return {name: int(count or 1)}
+    _remaining[name] = int(count or 1)
 
 
-_remaining = _armed()
+arm(os.environ.get(_ENVIRONMENT_VARIABLE, ""))
 
 
 def reach(point: str) -> None:

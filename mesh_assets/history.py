@@ -150,4 +150,4 @@ def _changed(columns: list[str], before: Row | None, after: Row | None) -> tuple
 
 def _same(left: object, right: object) -> bool:
     # NaN is the only value that differs from itself.
-    return bool(left == right or (left != left and right != right))  # noqa: PLR0124
+    return bool(left == right or (left != left and right != right))

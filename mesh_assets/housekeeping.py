@@ -21,12 +21,11 @@ from mesh_assets.lake.current import Current, FoldCase, FoldPolicy, should_fold
 from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.table import Table
-from mesh_assets.lake.upkeep import maintain
+from mesh_assets.lake.upkeep import Upkeep, maintain
 from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import FoldReport, VersionReport
 
-_MAINTAIN_COMMITS = 40
 _CORES = 1.0
 """Cores whose time counts for the fold budget."""
 
@@ -45,11 +44,13 @@ class Housekeeper:
     Args:
         plan: whose tables.
         policy: when folds pay; None: nothing is folded or tended (parity's short shifts).
+        upkeep: when and how tables are tended.
     """
 
-    def __init__(self, plan: CapturePlan, policy: FoldPolicy | None) -> None:
+    def __init__(self, plan: CapturePlan, policy: FoldPolicy | None, upkeep: Upkeep) -> None:
         self._targets = {(target.name, target.table): target for target in plan.targets}
         self._policy = policy
+        self._upkeep = upkeep
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="housekeeper")
         self._jobs: dict[tuple[ProductName, str], Future[None]] = {}
         self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
@@ -121,8 +122,8 @@ class Housekeeper:
         if not Table.exists(uri):
             return
         table = Table.open(uri)
-        if table.version - self._maintained.get(uri, 0) >= _MAINTAIN_COMMITS:
-            maintain(table)
+        if table.version - self._maintained.get(uri, 0) >= self._upkeep.commit_count:
+            maintain(table, self._upkeep)
             self._maintained[uri] = table.version
 
     def _fold(self, target: Target, log: ChangeLog, seq: int, created_at: datetime) -> None:

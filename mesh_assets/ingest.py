@@ -83,7 +83,6 @@ class Shift:
         self.run_id = run_id or str(uuid.uuid4())
         self.result = ShiftResult()
         self._landings: dict[str, Landing] = {}
-        self._announced: dict[int, str] = {}
         self._backfill: ExportedSnapshot | None = None
         self._held_open = ExitStack()
 
@@ -99,9 +98,10 @@ class Shift:
         with (
             ShiftLineage(self.plan, self.run_id, self.observer.message) as self._lineage,
             Source(self.plan.source) as source,
+            source.claim(wait_seconds=self.budget.claim_seconds),
         ):
             self._open(source)
-            with Housekeeper(self.plan, self.budget.fold) as self._housekeeper:
+            with Housekeeper(self.plan, self.budget.fold, self.budget.upkeep) as self._housekeeper:
                 if self._snapshot(source):
                     self._drain(source)
                     self._housekeeper.finish()
@@ -179,9 +179,8 @@ class Shift:
     def _unpark(self, source: Source, landing: Landing) -> None:
         """Give a repaired table its parked changes, in order, before any new one."""
         table = landing.target.source_table
-        for relation, frame in self._parking.replay(
-            table, landing.relation.oid, landing.position, source.resolve
-        ):
+        decoder = Decoder(source.resolve, key_of=self._key_of)
+        for relation, frame in self._parking.replay(table, landing.relation.oid, landing.position, decoder):
             landing.land(relation, frame, datetime.now(UTC))
             self.observer.message(f"{table}: {frame.num_rows:,} parked changes landed")
 
@@ -288,7 +287,7 @@ class Shift:
             now = time.monotonic()
             quiet.look(now)
             if self._due(decoder, now - landed):
-                self._land(source, decoder.take(), stream)
+                self._land(source, decoder, stream)
                 landed = now = time.monotonic()
             self._report_folds()
             self._lineage.flush_if_due()
@@ -310,7 +309,7 @@ class Shift:
                 self.result.reason = "budget"
                 break
         if decoder.row_count:
-            self._land(source, decoder.take(), stream)
+            self._land(source, decoder, stream)
         reached = decoder.wal_end if quiet.since and _passed(decoder, self._held_lsn) else self._held_lsn
         self._cut(reached, reached, final=True)
         self._acknowledge(decoder, stream, quiet.since)
@@ -325,7 +324,6 @@ class Shift:
 
     def _accept(self, relation: Relation) -> bool:
         """Whether the changes of a relation that the stream announces can be landed; else they are parked."""
-        self._announced[relation.oid] = relation.qualified_name
         landing = self._landings.get(relation.qualified_name)
         if landing is None or landing.refused is not None:
             return False
@@ -349,9 +347,9 @@ class Shift:
         self._lineage.appended(report)
         return report
 
-    def _land(self, source: Source, batch: Batch, stream: ReplicationStream) -> None:
+    def _land(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         """Make one batch durable in the order that this module promises, then acknowledge it."""
-        started = time.monotonic()
+        started, batch = time.monotonic(), decoder.take()
         failpoint.reach("append.before")
         reports: list[TableReport] = []
         if self._backfill is not None and batch.position[0] >= self._backfill.lsn:
@@ -363,7 +361,7 @@ class Shift:
                 failpoint.reach("append.first")
             elif number < len(batch.segments) - 1:
                 failpoint.reach("append.middle")
-        parked_count = self._park(batch)
+        parked_count = self._park(batch, decoder.names)
         committed_at = _moment(batch.committed_at)
         if batch.end_lsn:
             if not batch.in_transaction:
@@ -384,11 +382,11 @@ class Shift:
         self.result.add(done)
         self.observer.batch(done)
 
-    def _park(self, batch: Batch) -> int:
+    def _park(self, batch: Batch, names: Mapping[int, str]) -> int:
         """Keep the raw changes of tables that cannot take them."""
         count = 0
         for oid, messages in batch.parked:
-            count += self._parking.park(self._announced[oid], messages)
+            count += self._parking.park(names[oid], messages)
         return count
 
     # -- after the logs -----------------------------------------------------------------------

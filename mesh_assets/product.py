@@ -6,7 +6,7 @@ folders, the lake and, where asked, the sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
@@ -49,6 +49,41 @@ class Mesh:
         return discover(self.settings.products)
 
     # -- names --------------------------------------------------------------------------------
+
+    def product(self, name: str) -> Product:
+        """The product that ``domain.product`` names.
+
+        Raises:
+            UnknownName: if there is none; it lists what there is.
+            ContractError: if its contract is broken.
+        """
+        return self.discovery.product(ProductName.parse(name))
+
+    def select(self, names: Sequence[str]) -> list[tuple[Product, TableContract]]:
+        """The tables that domains, products and tables name, each once; all tables without a name.
+
+        Raises:
+            UnknownName: if a name selects nothing.
+        """
+        products = list(self.discovery.products.values())
+        chosen: dict[tuple[ProductName, str], tuple[Product, TableContract]] = {}
+        for name in names or self.discovery.domains:
+            if "." not in name:
+                if name not in self.discovery.domains:
+                    raise UnknownName.of("domain", name, self.discovery.domains)
+                found = [
+                    (one, table)
+                    for one in products
+                    if one.name.domain == name
+                    for table in one.contract.tables
+                ]
+            elif name.count(".") == 1:
+                product = self.product(name)
+                found = [(product, table) for table in product.contract.tables]
+            else:
+                found = [self.resolve(name)]
+            chosen |= {(product.name, table.name): (product, table) for product, table in found}
+        return list(chosen.values())
 
     def resolve(self, name: str) -> tuple[Product, TableContract]:
         """The product and table that ``domain.product[.table]`` names.

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from mesh_assets.lake.current import FoldPolicy
+from mesh_assets.lake.upkeep import Upkeep
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import ProductName
 
@@ -25,7 +26,10 @@ class Budget:
         batch_seconds: a batch lands at most this often.
         batch_rows: a batch lands at once when it has this many changes.
         batch_bytes: or this many bytes of the stream.
+        snapshot_rows: rows of a snapshot read, and appended, at a time.
+        claim_seconds: how long to wait for another shift of the source to end.
         fold: when folds and upkeep run beside the drain; None: never.
+        upkeep: what upkeep keeps, and for how long.
     """
 
     max_seconds: float = 900.0
@@ -34,7 +38,9 @@ class Budget:
     batch_rows: int = 200_000
     batch_bytes: int = 64 << 20
     snapshot_rows: int = 200_000
+    claim_seconds: float = 3.0
     fold: FoldPolicy | None = FoldPolicy()
+    upkeep: Upkeep = Upkeep()
 
 
 @dataclass(frozen=True)

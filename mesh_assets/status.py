@@ -6,17 +6,19 @@ milliseconds, or not at all within three seconds.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import polars as pl
 
+from mesh_assets.cdc.connection import translated
 from mesh_assets.cdc.parking import ParkingLog
 from mesh_assets.cdc.source import Head, Source
 from mesh_assets.contract.discovery import Product
-from mesh_assets.errors import MeshError, TableMissing
+from mesh_assets.errors import MeshError, SourceError, TableMissing
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.log import ChangeLog
@@ -25,6 +27,8 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.plan import CapturePlan
+
+_LOOK_SECONDS = 2
 
 SourceState = Literal["shift running", "idle", "not captured", "slot lost", "unreachable"]
 
@@ -67,6 +71,8 @@ class SourceStatus:
     Attributes:
         ledger: what is durable and acknowledged; None before the first capture.
         head: where the source stands; None if it could not be asked.
+        lag_seconds: how long ago the oldest change was committed that is not held; 0 if there is
+            none; while a shift runs, how old it can be at most; None if it is not known.
         problem: why it could not be asked; None if it could.
         parked: tables that cannot take their changes now.
         gaps: all gaps ever found, oldest first.
@@ -76,6 +82,7 @@ class SourceStatus:
     source: str
     ledger: LedgerRow | None
     head: Head | None
+    lag_seconds: float | None = None
     problem: MeshError | None = None
     parked: tuple[ParkedTable, ...] = ()
     gaps: tuple[FoundGap, ...] = ()
@@ -92,24 +99,6 @@ class SourceStatus:
         if self.head.wal_status in ("", "lost"):
             return "slot lost"
         return "idle"
-
-    @property
-    def observed_seconds(self) -> float | None:
-        """Age, by the source's clock, of the moment up to which everything is held."""
-        if self.ledger is None or self.head is None:
-            return None
-        return max(0.0, (self.head.now - self.ledger.observed_at).total_seconds())
-
-    @property
-    def lag_seconds(self) -> float | None:
-        """How old the oldest change that is not held can be; 0 if there is none; None if unknown."""
-        if (
-            self.ledger is not None
-            and self.head is not None
-            and self.ledger.head_changes == self.head.changes
-        ):
-            return 0.0
-        return self.observed_seconds
 
 
 @dataclass(frozen=True)
@@ -186,15 +175,55 @@ def source_status(
     ledger = Ledger(layout.source(domain, source, "ledger")).latest()
     parked = _parked(layout.source(domain, source, "parking"), source, changes)
     gaps = _gaps(layout.source(domain, source, "gaps"))
+    if isinstance(plan, MeshError):
+        return SourceStatus(domain, source, ledger, None, None, plan, parked, gaps)
     head: Head | None = None
-    problem = plan if isinstance(plan, MeshError) else None
-    if isinstance(plan, CapturePlan):
-        try:
-            with Source(plan.source) as asked:
-                head = asked.head()
-        except MeshError as error:
-            problem = error
-    return SourceStatus(domain, source, ledger, head, problem, parked, gaps)
+    lag_seconds: float | None = None
+    problem: MeshError | None = None
+    try:
+        with Source(plan.source) as asked:
+            head = asked.head()
+            if ledger is not None:
+                lag_seconds = _lag_seconds(asked, head, ledger)
+    except MeshError as error:
+        problem = error
+    return SourceStatus(domain, source, ledger, head, lag_seconds, problem, parked, gaps)
+
+
+def _lag_seconds(source: Source, head: Head, ledger: LedgerRow) -> float | None:
+    """The age of the oldest change that is not held."""
+    if not head.wal_status or head.wal_status == "lost":
+        return None
+    at_most = max(0.0, (head.now - ledger.observed_at).total_seconds())
+    if head.active:
+        return at_most
+    try:
+        waiting_since = _waiting_since(source)
+    except SourceError:
+        # A shift has just begun, or the slot's WAL takes too long to look through.
+        return at_most
+    return 0.0 if waiting_since is None else max(0.0, (head.now - waiting_since).total_seconds())
+
+
+def _waiting_since(source: Source) -> datetime | None:
+    """Commit time of the oldest transaction that the slot still has to send; None if there is none.
+
+    Looking does not move the slot. A shift that begins meanwhile waits for the claim.
+    """
+    config = source.config
+    with source.claim(wait_seconds=0), translated(config.url, "look at what waits in its slot"):
+        session = source.session()
+        session.execute(f"SET statement_timeout = {_LOOK_SECONDS * 1000}".encode())
+        row = session.execute(
+            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, 1, "
+            "'proto_version', '1', 'publication_names', %s) LIMIT 1",
+            (config.slot, config.publication),
+        ).fetchone()
+    if row is None:
+        return None
+    # Begin: its kind, the LSN of the commit, and the commit's microseconds since 2000.
+    (micros,) = struct.unpack_from("!q", row[0], 9)
+    return datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
 def _parked(uri: str, source: str, changes: Mapping[str, str]) -> tuple[ParkedTable, ...]:
@@ -221,6 +250,13 @@ def _parked(uri: str, source: str, changes: Mapping[str, str]) -> tuple[ParkedTa
         if count:
             found.append(ParkedTable(source_table, count, since, Lsn(last)))
     return tuple(found)
+
+
+def _held(uri: str, source: str) -> tuple[int, int]:
+    """Position of the last change in a change log."""
+    if not Table.exists(uri):
+        return (0, -1)
+    return ChangeLog.open(uri).position(source) or (0, -1)
 
 
 def _gaps(uri: str) -> tuple[FoundGap, ...]:

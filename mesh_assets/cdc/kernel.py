@@ -547,7 +547,10 @@ def replay(
             else:
                 _row(state, rows, edition, signed(116), signed(_NO_CELL), signed(_NO_CELL))
         elif kind == 73 or kind == 85 or kind == 68:
-            outcome = change(b, m, stop, 0, state, index, editions, key, rows, cell_at, cell_length, parked)
+            # A bare 0 would be a type of its own and compile everything below once more.
+            outcome = change(
+                b, m, stop, signed(0), state, index, editions, key, rows, cell_at, cell_length, parked
+            )
         else:
             outcome = -FAULT_KIND
         if outcome != STOP_END:

@@ -6,7 +6,7 @@ slot moves on and the other tables keep running. Repaired, it takes its parked c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import polars as pl
 import pyarrow as pa
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from mesh_assets.cdc.decode import PARKED_SCHEMA, Decoder
 from mesh_assets.cdc.relation import Relation
-from mesh_assets.cdc.type import PostgresType
 from mesh_assets.lake.table import Table
 
 SCHEMA = pa.schema([pa.field("table", pa.string()), *PARKED_SCHEMA])
@@ -63,16 +62,18 @@ class ParkingLog:
         return int(changes.num_rows)
 
     def replay(
-        self, table: str, oid: int, after: tuple[int, int], resolve: Callable[[int, int], PostgresType]
+        self, table: str, oid: int, after: tuple[int, int], decoder: Decoder
     ) -> Iterator[tuple[Relation, pa.Table]]:
-        """Decode the parked changes of ``schema.table`` beyond ``after``, in order, in pages."""
+        """Decode the parked changes of ``schema.table`` beyond ``after``, in order, in pages.
+
+        ``decoder`` is one of its own for this, which knows the table's types and key.
+        """
         if self._table is None or self.position(table) <= after:
             return
         mine = self._table.scan(self._table.files()).filter(pl.col("table") == table)
         # An announcement has the ordinal of the change that follows it.
         ordered = mine.sort("_position", "_ordinal", pl.col("kind") != "R").drop("table")
         parked = ordered.collect().to_arrow().cast(PARKED_SCHEMA)
-        decoder = Decoder(resolve)
         for start in range(0, parked.num_rows, _PAGE_ROWS):
             decoder.replay(oid, parked.slice(start, _PAGE_ROWS).combine_chunks())
             for relation, frame in decoder.take().segments:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -20,7 +21,7 @@ from mesh_assets.cdc.preflight import check
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.slot import CreatedSlot, Slot
 from mesh_assets.cdc.type import PostgresType
-from mesh_assets.errors import SourceDisconnected, SourceError, UnknownName
+from mesh_assets.errors import SlotBusy, SourceDisconnected, SourceError, UnknownName
 
 __all__ = ["Head", "Slot", "Source", "SourceConfig", "System"]
 
@@ -58,6 +59,8 @@ class SourceConfig:
     publication: str
 
 
+_CLAIM = "SELECT pg_try_advisory_lock(hashtextextended('mesh shift ' || %(slot)s::text, 0))"
+_CLAIM_SECONDS = 0.1
 _TIP = "SELECT clock_timestamp(), (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"
 
 
@@ -332,6 +335,31 @@ class Source:
             found.active_pid is not None,
             row[0],
         )
+
+    @contextmanager
+    def claim(self, *, wait_seconds: float) -> Iterator[None]:
+        """Be the only shift of this source: an advisory lock that ends with its connection.
+
+        Fencing makes a second shift harmless to the lake; this also keeps it from the slot.
+
+        Raises:
+            SlotBusy: if another shift holds the source for longer than the wait.
+        """
+        deadline = time.monotonic() + wait_seconds
+
+        def claimed(session: Session) -> bool:
+            with translated(self.config.url, "claim the source"):
+                return session.execute(_CLAIM, {"slot": self.config.slot}).fetchone() == (True,)
+
+        with closing(connect(self.config.url)) as session:
+            while not claimed(session):
+                if time.monotonic() > deadline:
+                    raise SlotBusy(
+                        f"another shift drains {self.config.domain}.{self.config.name} at {self.place}",
+                        hint="it captures everything; wait for it, or cancel its run in Dagster",
+                    )
+                time.sleep(_CLAIM_SECONDS)
+            yield
 
     def tip(self) -> tuple[datetime, int]:
         """The server's clock, and an LSN before which everything lies that committed until then."""

@@ -18,11 +18,12 @@ import pyarrow as pa
 from mesh_assets import failpoint
 from mesh_assets.errors import AsOfRefused, CommitConflict, Fenced, MeshError
 from mesh_assets.lake.current import CLUSTERED, FOLDED, HELD, Current, digest
-from mesh_assets.lake.file import FileRef
+from mesh_assets.lake.file import FileRef, overlapping
 from mesh_assets.lake.image import combine, index
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.multiset import count_steps, counted
 from mesh_assets.lake.span import Span, ordered, route, spans, split, starts_of
+from mesh_assets.lake.spill import spilled
 from mesh_assets.lake.tail import Tail, shape_of, truncated_at
 
 _WORK_BYTES = 48 << 20
@@ -31,6 +32,8 @@ _FILE_BYTES = 80 << 20
 """Arrow bytes of one file's rows, about 64 MB of Parquet at most."""
 _FILE_ROWS = 1_000_000
 _SAMPLE_ROWS = 200_000
+_READ_TIMES = 3.0
+"""A tail that would have to be read more often than this is put aside by key first."""
 
 
 @dataclass(frozen=True)
@@ -199,12 +202,8 @@ class _Work:
         moved = rows.filter(moves).select(pl.len()).collect(engine="streaming").item() > 0
         reach = rows if moved else None
         previous = -2
-        for first, last in _passes(units, self._work_rows()):
+        for first, last, found in self._parts(shape.identified(rows), units):
             chosen = units[first:last]
-            part = shape.identified(rows)
-            if len(chosen) < len(units):
-                part = part.filter(Span(chosen[0].span.low, chosen[-1].span.high).holds(shape))
-            found = part.collect(engine="streaming")
             numbers = route(
                 shape, found, starts_of([unit.span for unit in chosen], found.select(shape.identity))
             )
@@ -217,6 +216,36 @@ class _Work:
                 previous = first + place
                 self._put(self._merged(unit, mine, reach))
                 self.removed.extend(file for file in unit.files if file not in self.removed)
+
+    def _parts(self, rows: pl.LazyFrame, units: Sequence[_Unit]) -> Iterator[tuple[int, int, pl.DataFrame]]:
+        """The tail's rows, as many neighbouring units (first, last exclusive) at a time as memory holds."""
+        shape = self.shape
+        passes = list(_passes(units, self._work_rows()))
+        if len(passes) == 1:
+            yield 0, len(units), rows.collect(engine="streaming")
+            return
+        wholes = [Span(units[first].span.low, units[last - 1].span.high) for first, last in passes]
+        if self._read_times(wholes) <= _READ_TIMES:
+            for (first, last), whole in zip(passes, wholes, strict=True):
+                yield first, last, rows.filter(whole.holds(shape)).collect(engine="streaming")
+            return
+        lows = starts_of(wholes, pl.DataFrame(schema=rows.select(shape.identity).collect_schema()))
+        with spilled(shape, rows, lows) as spill:
+            for number, (first, last) in enumerate(passes):
+                yield first, last, spill.part(number)
+
+    def _read_times(self, wholes: Sequence[Span]) -> float:
+        """How often each byte of the tail would be read if every span were read for itself."""
+        column = self.shape.identity[0]
+        files = overlapping(self.log.table.files(), "_seq", self.tail.after + 1, self.tail.upto)
+        if column in self.shape.inexact or any(column not in file.low for file in files):
+            return float(len(wholes))
+        read = sum(
+            file.size
+            for whole in wholes
+            for file in overlapping(files, column, whole.low and whole.low[0], whole.high and whole.high[0])
+        )
+        return read / max(1, sum(file.size for file in files))
 
     def _merged(self, unit: _Unit, part: pl.DataFrame, reach: pl.LazyFrame | None) -> pl.DataFrame:
         """The rows of one span after the tail, in key order."""

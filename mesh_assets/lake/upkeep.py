@@ -49,12 +49,14 @@ class Upkeep:
             that is pinned to an older version for longer than this loses its files.
         small_bytes: files below this are worth putting together, up to about this size.
         run_length: how many adjacent files make a compaction worth its commit.
+        commit_count: by how many commits a table has grown when it is worth a look.
     """
 
     archive_seconds: float = 300.0
     vacuum_seconds: float = 3600.0
     small_bytes: int = 64 * 1024 * 1024
     run_length: int = 8
+    commit_count: int = 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Self
 
 import dagster as dg
-from dagster.components.core.component_tree import ComponentTree
+from dagster.components.core.component_tree import ComponentTree, ComponentTreeException
 from pydantic import BaseModel
 
 from mesh_assets.contract.definition import (
@@ -39,7 +39,7 @@ def folder_definitions(folder: Path) -> dg.Definitions:
     """Load the component in one folder, and nothing beside it.
 
     Raises:
-        DagsterError: if the component's YAML is wrong.
+        ComponentTreeException: if the component's YAML is wrong.
         MeshError: if what it describes is wrong.
     """
     root = folder.parent
@@ -51,7 +51,7 @@ def folder_definitions(folder: Path) -> dg.Definitions:
     tree = ComponentTree(defs_module=module, project_root=root.parent)
     try:
         return tree.build_defs()
-    except dg.DagsterError as error:
+    except ComponentTreeException as error:
         # Dagster wraps what went wrong in the drawing of a tree; our errors say it better.
         if isinstance(cause := _root_cause(error), MeshError):
             raise cause from None

@@ -279,5 +279,6 @@ def test_kernels_have_one_specialisation() -> None:
     warm()
     for module in (kernel, value):
         for name, function in vars(module).items():
-            if hasattr(function, "signatures") and function.__module__ == module.__name__:
+            # _number is compiled for two and for four digits, which unrolls its loop.
+            if hasattr(function, "signatures") and name != "_number":
                 assert len(function.signatures) <= 1, (name, function.signatures)

@@ -1,42 +1,94 @@
-"""One shift in a process of its own, to be killed: ``python -m tests.crash.shift URL LAKE``."""
+"""One shift in a process of its own, to be killed.
+
+``python -m tests.crash.shift`` loads everything that a shift needs, then waits for one line of
+JSON on its standard input, an :class:`Order`. So a kill costs what the shift does, not its start.
+The last line that it prints is JSON too, an :class:`Ending`, unless it was killed.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import traceback
+from dataclasses import asdict, dataclass
 
+from mesh_assets import failpoint
+from mesh_assets.cdc.warm import warm
+from mesh_assets.errors import MeshError
+from mesh_assets.ingest import Shift
+from mesh_assets.lake import table
+from mesh_assets.lake.current import FoldPolicy
+from mesh_assets.lake.upkeep import Upkeep
+from mesh_assets.report import Budget, Silent
 from tests.crash.world import plan_for
 
-from mesh_assets.ingest import Shift
-from mesh_assets.lake.current import FoldPolicy
-from mesh_assets.report import Budget, Silent
+# Everything happens as often as it can, so that every kill point is reached within seconds. A data
+# file is vacuumed only when it was not referred to for longer than a commit takes.
+_EAGER = Budget(
+    idle_seconds=0.6,
+    batch_seconds=0.05,
+    batch_rows=150,
+    snapshot_rows=25,
+    claim_seconds=1.0,
+    fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0),
+    upkeep=Upkeep(archive_seconds=0.5, vacuum_seconds=10.0, run_length=3, commit_count=4),
+)
+_CHECKPOINT_INTERVAL = 6
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the process shall do: capture a source into a lake, and where to die."""
+
+    url: str
+    lake: str
+    failpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the shift ended: its reason, or the class and text of the error that ended it."""
+
+    reason: str = ""
+    row_count: int = 0
+    error: str = ""
+    message: str = ""
 
 
 class Printing(Silent):
-    """Prints what happens, for the test that reads it."""
+    """Prints what happens, for whoever looks into a failure."""
 
     def message(self, text: str) -> None:
         print(text, flush=True)
 
 
-def main() -> None:
-    url, lake = sys.argv[1:]
-    # Folds whenever it may, so that every kill point is reached.
-    eager = FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0)
-    budget = Budget(idle_seconds=0.6, batch_seconds=0.05, batch_rows=150, snapshot_rows=25, fold=eager)
-    result = Shift(plan_for(url, lake), budget=budget, observer=Printing()).run()
-    print(result, flush=True)
+def main() -> int:
+    """Load, wait, run one shift."""
+    warm()
+    table.CHECKPOINT_INTERVAL = _CHECKPOINT_INTERVAL
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    order = Order(**json.loads(line))
+    failpoint.arm(order.failpoint)
+    try:
+        result = Shift(plan_for(order.url, order.lake), budget=_EAGER, observer=Printing()).run()
+    except MeshError as error:
+        traceback.print_exc()
+        ending = Ending(error=type(error).__name__, message=str(error))
+    else:
+        ending = Ending(reason=result.reason, row_count=result.row_count)
+    print(json.dumps(asdict(ending)), flush=True)
+    return 1 if ending.error else 0
 
 
 if __name__ == "__main__":
+    code = 2
     try:
-        main()
+        code = main()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    sys.stdout.flush()
+    sys.stderr.flush()
     # A process that has written Delta may abort in its exit handlers.
-    os._exit(0)
+    os._exit(code)

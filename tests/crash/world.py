@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import psycopg
-from tests.crash import workload
 
 from mesh_assets.cdc.decode import Decoder
 from mesh_assets.cdc.source import Source, SourceConfig
@@ -20,6 +15,8 @@ from mesh_assets.lake.log import ChangeLog
 from mesh_assets.names import Layout, ProductName
 from mesh_assets.parity import ParityResult, parity
 from mesh_assets.plan import CapturePlan, Target
+from tests.crash import workload
+from tests.crash.pool import KILLED, Order, Pool
 
 WITNESS = "witness"
 PRODUCT = ProductName("shop", "everything")
@@ -93,30 +90,28 @@ class World:
     def _witness_slot(self) -> str:
         return f"{WITNESS}_{self.plan.source.slot}"
 
-    def shift(
-        self, *, failpoint: str = "", kill_after_seconds: float | None = None, timeout_seconds: float = 120
-    ) -> int:
-        """Run one shift as a process; returns its exit code (-9 when it was killed)."""
-        environment = dict(os.environ, MESH_FAILPOINT=failpoint)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.shift", self.url, str(self.lake)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def order(self, failpoint: str = "") -> Order:
+        """What a shift process shall do in this world."""
+        return Order(self.url, str(self.lake), failpoint)
+
+    def shift(self, pool: Pool, failpoint: str = "", *, timeout_seconds: float = 120) -> int:
+        """Run one shift as a process; returns its exit code, :data:`KILLED` where it died at its failpoint.
+
+        Raises:
+            AssertionError: if it hung, or ended with an error.
+        """
+        process = pool.go(self.order(failpoint))
         try:
-            output, errors = process.communicate(timeout=kill_after_seconds or timeout_seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            output, errors = process.communicate()
-            if kill_after_seconds is None:
-                raise AssertionError(f"the shift hung:\n{output}\n{errors}") from None
-        if process.returncode == -signal.SIGKILL:
-            self.kills += 1
-        elif process.returncode:
-            raise AssertionError(f"the shift failed with {process.returncode}:\n{output}\n{errors}")
-        return process.returncode
+            code = process.wait(timeout_seconds)
+            if code is None:
+                raise AssertionError(f"the shift hung:\n{process.output()}")
+            if code == KILLED:
+                self.kills += 1
+            elif code:
+                raise AssertionError(f"the shift failed:\n{process.output()}")
+            return code
+        finally:
+            process.close()
 
     def expected(self) -> dict[str, list[tuple[int, int, str]]]:
         """Every change since :meth:`witness`: ``schema.table`` -> (commit LSN, ordinal, op)."""

@@ -3,6 +3,7 @@
 # Dagster reads the annotation of `context` as an object: no postponed annotations in this module.
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -66,6 +67,9 @@ def test_run_less_evaluations_go_except_for_the_newest(instance: dg.DagsterInsta
     assert len(latest) == 1
 
 
-def test_only_postgresql_is_pruned() -> None:
-    with dg.DagsterInstance.ephemeral() as ephemeral, pytest.raises(dg.DagsterInvariantViolationError):
+def test_only_postgresql_is_pruned(tmp_path: Path) -> None:
+    with (
+        dg.DagsterInstance.ephemeral(str(tmp_path)) as ephemeral,
+        pytest.raises(dg.DagsterInvariantViolationError),
+    ):
         prune(ephemeral, Keeping())

@@ -60,7 +60,7 @@ def run(root: str, batches: int, seconds_per_batch: float) -> tuple[dg.DagsterIn
         observer.ended(ShiftResult(row_count=10 * batches, batch_count=batches))
         yield from observer.results()
 
-    instance = dg.DagsterInstance.ephemeral()
+    instance = dg.DagsterInstance.ephemeral(tempdir=root)
     result = dg.materialize([drain], instance=instance)
     assert result.success
     return instance, result.run_id

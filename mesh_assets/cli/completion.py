@@ -1,0 +1,48 @@
+"""Names for the shell to complete, read from the products' folders without loading the program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+def domains(incomplete: str) -> list[str]:
+    """Domains that begin like this."""
+    return sorted({folder.parent.name for folder in _products() if folder.parent.name.startswith(incomplete)})
+
+
+def names(incomplete: str) -> list[str]:
+    """Products that begin like this; once a product is written out, its tables too."""
+    found = []
+    for folder in _products():
+        name = f"{folder.parent.name}.{folder.name}"
+        if name.startswith(incomplete):
+            found.append(name)
+        if incomplete.startswith(f"{name}.") or incomplete == name:
+            found += [table for table in _tables(name, folder) if table.startswith(incomplete)]
+    return sorted(found)
+
+
+def selectors(incomplete: str) -> list[str]:
+    """Domains, products and tables that begin like this."""
+    return [*domains(incomplete), *names(incomplete)] if "." not in incomplete else names(incomplete)
+
+
+def _products() -> Iterator[Path]:
+    root = Path(os.environ.get("MESH_PRODUCTS") or _PROJECT / "products")
+    return (file.parent for file in sorted(root.glob("[!._]*/[!._]*/contract.yaml")))
+
+
+def _tables(name: str, folder: Path) -> list[str]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        schema = yaml.load((folder / "contract.yaml").read_bytes(), Loader=loader)["schema"]  # noqa: S506
+        return [f"{name}.{table['name']}" for table in schema]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        # A broken contract has no names to complete; `mesh validate` says what is wrong.
+        return []

@@ -1,0 +1,179 @@
+"""``mesh products`` and ``mesh show``: what there is, and what it promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh_assets.cli.terminal import age, cell, console, emit, moment, table
+from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.model import ColumnContract, SlaProperty, TableContract
+from mesh_assets.lake.position import Lsn
+from mesh_assets.lake.version import VersionRow
+from mesh_assets.names import CHANGES, CURRENT
+from mesh_assets.product import Mesh
+
+
+def listing(mesh: Mesh, *, as_json: bool) -> None:
+    """Print all products."""
+    standing = [mesh.product_status(product) for product in mesh.discovery.products.values()]
+    if as_json:
+        emit(
+            [
+                {
+                    "name": str(one.name),
+                    "description": one.description,
+                    "owners": list(one.owners),
+                    "tables": [table.name for table in mesh.discovery.product(one.name).contract.tables],
+                    "version": one.version.version if one.version else None,
+                    "newest_change_at": one.version.committed_at.isoformat() if one.version else None,
+                }
+                for one in standing
+            ]
+        )
+        return
+    made = table("product", "owner", "tables", "version", "newest change", "description", right=("version",))
+    for one in standing:
+        names = [table.name for table in mesh.discovery.product(one.name).contract.tables]
+        made.add_row(
+            cell(one.name, "bold"),
+            cell(one.owners[0]),
+            cell(", ".join(names)),
+            cell(one.version.version if one.version else "-"),
+            cell(f"{age(one.version.committed_at)} ago" if one.version else "-"),
+            cell(one.description),
+        )
+    out = console()
+    out.print(made)
+    for folder, error in mesh.discovery.broken:
+        out.print(cell(f"{folder.name} is left out: {error}", "red"), soft_wrap=True)
+
+
+def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
+    """Print one product, or one table of it."""
+    product, tables = _chosen(mesh, name)
+    version = mesh.product_status(product).version
+    if as_json:
+        emit(_record(mesh, product, tables, version))
+        return
+    contract, out = product.contract, console()
+    out.print(cell(f"{product.name}  {contract.version}  {contract.status}", "bold"))
+    out.print(cell(contract.description), soft_wrap=True)
+    if contract.limitations:
+        out.print(cell(contract.limitations, "dim"), soft_wrap=True)
+    out.print()
+    facts = [
+        ("owners", ", ".join(contract.owners)),
+        ("source", f"{product.name.domain}.{product.definition.source}"),
+        ("promises", "; ".join(_promise(one) for one in contract.sla)),
+        ("contract", f"{contract.path} ({contract.hash[:12]})"),
+        ("version", _version(version)),
+    ]
+    for label, value in facts:
+        out.print(cell(f"{label:<9} "), cell(value), sep="", soft_wrap=True)
+    for one in tables:
+        out.print()
+        out.print(
+            cell(f"{product.name}.{one.name}", "bold"), cell(f"  from {one.physical_name}", "dim"), sep=""
+        )
+        if one.description:
+            out.print(cell(one.description), soft_wrap=True)
+        out.print(_columns(one))
+        for kind in (CHANGES, CURRENT):
+            uri = mesh.layout.table(product.name, kind, one.name)
+            out.print(cell(f"{kind:<8} {uri}", "dim"), soft_wrap=True)
+
+
+def _chosen(mesh: Mesh, name: str) -> tuple[Product, tuple[TableContract, ...]]:
+    """The product, and the table that was named or all of them."""
+    if name.count(".") == 1:
+        return (product := mesh.product(name)), product.contract.tables
+    product, chosen = mesh.resolve(name)
+    return product, (chosen,)
+
+
+def _columns(chosen: TableContract) -> Any:  # noqa: ANN401 - a rich renderable
+    made = table("column", "type", "", "classification", "meaning")
+    for column in chosen.columns:
+        made.add_row(
+            cell(column.name, "bold" if column.key else ""),
+            cell(column.physical_type or column.logical_type),
+            cell(_marks(column)),
+            cell(column.classification or ""),
+            cell(column.description),
+        )
+    return made
+
+
+def _marks(column: ColumnContract) -> str:
+    if column.key:
+        return "key"
+    return "required" if column.required else ""
+
+
+def _promise(one: SlaProperty) -> str:
+    return " ".join(str(part) for part in (one.name, one.value, one.unit) if part != "")
+
+
+def _version(row: VersionRow | None) -> str:
+    if row is None:
+        return "none yet: nothing was captured"
+    position = f", up to LSN {Lsn(row.lsn)}" if row.lsn is not None else ""
+    return f"{row.version}, {moment(row.committed_at)}{position}, {row.hash[:12]}"
+
+
+def _record(
+    mesh: Mesh, product: Product, tables: tuple[TableContract, ...], version: VersionRow | None
+) -> dict[str, Any]:
+    contract = product.contract
+    return {
+        "name": str(product.name),
+        "contract_version": contract.version,
+        "status": contract.status,
+        "description": contract.description,
+        "usage": contract.usage,
+        "limitations": contract.limitations,
+        "owners": list(contract.owners),
+        "source": f"{product.name.domain}.{product.definition.source}",
+        "contract_file": str(contract.path),
+        "contract_hash": contract.hash,
+        "promises": [
+            {"name": one.name, "value": one.value, "unit": one.unit, "table": one.element}
+            for one in contract.sla
+        ],
+        "version": {
+            "number": version.version,
+            "committed_at": version.committed_at.isoformat(),
+            "created_at": version.created_at.isoformat(),
+            "lsn": str(Lsn(version.lsn)) if version.lsn is not None else None,
+            "hash": version.hash,
+            "previous_hash": version.previous_hash,
+            "run_id": version.run_id,
+            "actor": version.actor,
+            "last_seq": dict(version.tables),
+        }
+        if version
+        else None,
+        "tables": [
+            {
+                "name": one.name,
+                "source_table": one.physical_name,
+                "description": one.description,
+                "key": list(one.key),
+                "changes_uri": mesh.layout.table(product.name, CHANGES, one.name),
+                "current_uri": mesh.layout.table(product.name, CURRENT, one.name),
+                "columns": [
+                    {
+                        "name": column.name,
+                        "type": column.physical_type or column.logical_type,
+                        "logical_type": column.logical_type,
+                        "key": column.key,
+                        "required": column.required,
+                        "classification": column.classification,
+                        "description": column.description,
+                    }
+                    for column in one.columns
+                ],
+            }
+            for one in tables
+        ],
+    }

@@ -1,0 +1,112 @@
+"""Shift processes that have loaded everything and wait for their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from dataclasses import asdict
+from types import TracebackType
+from typing import IO, Self
+
+from tests.crash.shift import Ending, Order
+
+KILLED = -signal.SIGKILL
+
+
+class Process:
+    """One process: it loads at once, and runs when it has its order."""
+
+    def __init__(self) -> None:
+        self._output: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        environment = {name: value for name, value in os.environ.items() if name != "MESH_FAILPOINT"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.shift"],
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    def go(self, order: Order) -> Self:
+        """Give the order; the process takes it as soon as it has loaded."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(order)) + "\n")
+        self._process.stdin.flush()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def wait(self, timeout_seconds: float) -> int | None:
+        """Wait for the end; returns the exit code (:data:`KILLED` after SIGKILL), None if it still runs."""
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> int:
+        """Kill it, as a power cut would; returns the exit code, which another may be if it had ended."""
+        self._process.kill()
+        return self._process.wait()
+
+    def output(self) -> str:
+        """All that it printed."""
+        self._output.seek(0)
+        return self._output.read()
+
+    def ending(self) -> Ending:
+        """How its shift ended; only for one that was not killed."""
+        lines = self.output().splitlines()
+        if not lines or not lines[-1].startswith("{"):
+            raise AssertionError("the shift's process died of something unexpected:\n" + "\n".join(lines))
+        return Ending(**json.loads(lines[-1]))
+
+    def close(self) -> None:
+        """Kill it if it still runs, and forget its output."""
+        self.kill()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._output.close()
+
+
+class Pool:
+    """Keeps some processes loaded ahead.
+
+    Args:
+        size: how many; each takes about 150 MB.
+    """
+
+    def __init__(self, size: int = 2) -> None:
+        self._size = size
+        self._waiting: deque[Process] = deque()
+
+    def __enter__(self) -> Self:
+        self.fill()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._waiting:
+            process.close()
+
+    def fill(self) -> None:
+        """Start what is missing."""
+        while len(self._waiting) < self._size:
+            self._waiting.append(Process())
+
+    def go(self, order: Order) -> Process:
+        """Give the order to the process that has waited longest, and start another for the next."""
+        if not self._waiting:
+            self.fill()
+        process = self._waiting.popleft().go(order)
+        self.fill()
+        return process
