@@ -9,13 +9,30 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import IO, Self
 
-from tests.crash.shift import Ending, Order
-
 KILLED = -signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the process shall do: capture a source into a lake, and where to die."""
+
+    url: str
+    lake: str
+    failpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the shift ended: its reason, or the class and text of the error that ended it."""
+
+    reason: str = ""
+    row_count: int = 0
+    error: str = ""
+    message: str = ""
 
 
 class Process:

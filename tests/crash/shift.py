@@ -1,8 +1,8 @@
 """One shift in a process of its own, to be killed.
 
 ``python -m tests.crash.shift`` loads everything that a shift needs, then waits for one line of
-JSON on its standard input, an :class:`Order`. So a kill costs what the shift does, not its start.
-The last line that it prints is JSON too, an :class:`Ending`, unless it was killed.
+JSON on its standard input, an :class:`~tests.crash.pool.Order`. So a kill costs what the shift does, not its start.
+The last line that it prints is JSON too, an :class:`~tests.crash.pool.Ending`, unless it was killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from mesh_assets import failpoint
 from mesh_assets.cdc.warm import warm
@@ -21,6 +21,7 @@ from mesh_assets.lake import table
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.upkeep import Upkeep
 from mesh_assets.report import Budget, Silent
+from tests.crash.pool import Ending, Order
 from tests.crash.world import plan_for
 
 # Everything happens as often as it can, so that every kill point is reached within seconds. A data
@@ -35,25 +36,6 @@ _EAGER = Budget(
     upkeep=Upkeep(archive_seconds=0.5, vacuum_seconds=10.0, run_length=3, commit_count=4),
 )
 _CHECKPOINT_INTERVAL = 6
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the process shall do: capture a source into a lake, and where to die."""
-
-    url: str
-    lake: str
-    failpoint: str = ""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the shift ended: its reason, or the class and text of the error that ended it."""
-
-    reason: str = ""
-    row_count: int = 0
-    error: str = ""
-    message: str = ""
 
 
 class Printing(Silent):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import psycopg
 from mesh_assets.cdc.decode import Decoder
 from mesh_assets.cdc.source import Source, SourceConfig
 from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import Layout, ProductName
 from mesh_assets.parity import ParityResult, parity
 from mesh_assets.plan import CapturePlan, Target
@@ -61,11 +64,22 @@ class Verdict:
     lost: int = 0
     doubled: int = 0
     parity: dict[str, ParityResult] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Nothing lost, nothing doubled, and every table equal at one position."""
-        return not self.lost and not self.doubled and all(result.equal for result in self.parity.values())
+        """Nothing lost, nothing doubled, every table equal at one position, and every version sound."""
+        return not (self.lost or self.doubled or self.problems or self.differing)
+
+    @property
+    def differing(self) -> list[ParityResult]:
+        """The tables that differ from the source."""
+        return [result for result in self.parity.values() if not result.equal]
+
+    def sentence(self) -> str:
+        """The verdict in words."""
+        counts = f"{self.changes:,} changes, {self.lost} lost, {self.doubled} doubled"
+        return "\n".join([counts, *self.problems, *(result.sentence() for result in self.differing)])
 
 
 class World:
@@ -150,7 +164,8 @@ class World:
             target = next(one for one in self.plan.targets if one.source_table == source_table)
             log = ChangeLog.open(target.changes_uri)
             rows = log.scan(columns=["_seq", "_position", "_ordinal", "_op"]).collect().sort("_seq")
-            assert rows["_seq"].to_list() == list(range(rows.height)), "_seq is not dense"
+            if rows["_seq"].to_list() != list(range(rows.height)):
+                verdict.problems.append(f"{source_table}: _seq is not dense")
             held = Counter(
                 row for row in rows.select("_position", "_ordinal", "_op").iter_rows() if row[2] != "r"
             )
@@ -162,7 +177,25 @@ class World:
             verdict.doubled += (held - wanted).total()
         for target in self.plan.targets:
             verdict.parity[target.source_table] = parity(self.plan, target)
+        verdict.problems += self._version_problems()
         return verdict
+
+    def _version_problems(self) -> Iterator[str]:
+        """What is wrong with the product's versions: each seals the one before, the last holds everything."""
+        versions = VersionLog.open(self.plan.layout.versions(PRODUCT))
+        latest = versions.latest()
+        rows = versions.between(1, latest.version) if latest else []
+        if [row.version for row in rows] != list(range(1, len(rows) + 1)):
+            yield "the product's versions are not dense"
+        for before, row in pairwise([None, *rows]):
+            assert row is not None
+            if row.previous_hash != (before.hash if before else "") or row.hash != row.digest():
+                yield f"version {row.version} does not seal the one before"
+            if before and any(row.tables[table] < seq for table, seq in before.tables.items()):
+                yield f"version {row.version} goes back behind the one before"
+        held = {target.table: ChangeLog.open(target.changes_uri).seq for target in self.plan.targets}
+        if latest is None or latest.tables != held:
+            yield f"the last version has {latest.tables if latest else None}, the logs hold {held}"
 
     def close(self) -> None:
         """Disconnect and drop the slots."""

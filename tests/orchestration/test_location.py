@@ -77,7 +77,7 @@ def test_one_multi_asset_drains_a_source() -> None:
         if definition.is_executable
     }
     assert nodes == {"drain_sales_app"}
-    assert definitions.get_job_def("sales_app_shift").run_tags == {"mesh/shift": "sales.app"}
+    assert definitions.resolve_job_def("sales_app_shift").run_tags == {"mesh/shift": "sales.app"}
     sensor = definitions.get_sensor_def("sales_capture")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 

@@ -1,0 +1,99 @@
+"""Children: forked, watched, and gone when their supervisor is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from mesh_assets.local.live import lines, render
+from mesh_assets.local.sight import ProductSight, Sight, SourceSight
+
+# What forks is a process of its own, as in operation: this one has threads.
+SUPERVISOR = """
+import os, sys, time
+from pathlib import Path
+from mesh_assets.local.process import Child, Guardian
+
+folder = Path(sys.argv[1])
+guardian = Guardian(lambda: (folder / "finished").touch(), folder / "guardian.log")
+
+def sleeping():
+    time.sleep(600)
+
+children = [Child(f"child-{n}", sleeping, folder / f"{n}.log") for n in range(3)]
+children.append(Child("ending", lambda: 7, folder / "ending.log"))
+for child in children:
+    child.start(guardian.group)
+(folder / "pids").write_text(" ".join(str(child.pid) for child in children[:3]) + f" {guardian.pid}")
+while not children[3].reap():
+    time.sleep(0.01)
+(folder / "code").write_text(f"{children[3].exit_code} {children[3].backoff_seconds}")
+while not children[3].restart_when_due(guardian.group):
+    time.sleep(0.01)
+(folder / "ready").touch()
+if sys.argv[2] == "wait":
+    time.sleep(600)
+for child in children:
+    child.stop(5)
+guardian.dismiss()
+"""
+
+
+def until(condition: Callable[[], bool], timeout_seconds: float = 30) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start(folder: Path, what: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), what])
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    with start(tmp_path, "wait") as supervisor:
+        until((tmp_path / "ready").exists)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        assert all(alive(pid) for pid in pids)
+        os.kill(supervisor.pid, signal.SIGKILL)
+    until(lambda: not any(alive(pid) for pid in pids))
+    assert (tmp_path / "finished").exists()
+
+
+def test_children_end_with_their_supervisor_and_restarts_wait(tmp_path: Path) -> None:
+    with start(tmp_path, "end") as supervisor:
+        assert supervisor.wait(60) == 0
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert not any(alive(pid) for pid in pids)
+    assert not (tmp_path / "finished").exists()
+    code, backoff_seconds = (tmp_path / "code").read_text().split()
+    assert (int(code), float(backoff_seconds)) == (7, 1.0)
+
+
+def test_a_sight_survives_its_line_and_can_be_shown() -> None:
+    sight = Sight(
+        1.0,
+        [SourceSight("sales.app", 0.4, 1 << 21, 120.0, captured=True)],
+        [ProductSight("sales.orders", 12_345, 7, "2026-01-02T03:04:05+00:00")],
+        {"sales": "loaded"},
+        web=True,
+    )
+    assert Sight.load(sight.dump()) == sight
+    assert render(sight, {"Dagster": "http://127.0.0.1:3000"})
+    text = "\n".join(lines(sight))
+    assert "sales.app: lag 0.4 s, WAL kept 2.0 MiB, 120 changes/s" in text
+    assert "sales.orders v7 12,345 rows" in text
