@@ -7,6 +7,7 @@ and the pause between its reads are part of every figure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def delays(
 
 
 def _report(
-    stage: Stage, lanes: list[list[float]], reads: list, result: dict[str, object], seconds: int
+    stage: Stage, lanes: list[list[float]], reads: list[Any], result: dict[str, object], seconds: int
 ) -> None:
     count = sum(map(len, lanes))
     reached = count / seconds

@@ -186,7 +186,7 @@ def _idle(stage: Stage, settings: Settings) -> None:
         elapsed = time.monotonic() - began
     with Sampler(memory={"mesh": everything}) as memory:
         time.sleep(3)
-    count = len(everything())
+    count = sum(1 for _ in everything())
     cores = sampler.cpu_seconds("mesh") / elapsed
     stage.console.print(
         f"idle: {count} processes, {memory.peak_bytes() / 1e6:,.0f} MB, {cores:.1%} of a core"

@@ -158,7 +158,7 @@ class Shift:
         gap = find_gap(last, slot, self._system)
         if last is not None and gap is None:
             source.ensure_publication(slot_is_new=False)
-            self._held_lsn = last.end_lsn
+            self._commit_lsn, self._held_lsn = last.commit_lsn, last.end_lsn
             return
         if slot is not None:
             # Without a ledger it is the leaving of a shift that died before its first row.
@@ -289,6 +289,8 @@ class Shift:
             if self._due(decoder, now - landed):
                 self._land(source, decoder, stream)
                 landed = now = time.monotonic()
+            if self._cutter.owing:
+                self._cut(self._commit_lsn, self._held_lsn)
             self._report_folds()
             self._lineage.flush_if_due()
             self._begin_backfill(source)
@@ -391,12 +393,8 @@ class Shift:
 
     # -- after the logs -----------------------------------------------------------------------
 
-    def _cut(
-        self, commit_lsn: int, end_lsn: int, *, open_transaction: bool = False, final: bool = False
-    ) -> None:
+    def _cut(self, commit_lsn: int, end_lsn: int, *, final: bool = False) -> None:
         """Write the product versions that are due, and let their tables be folded up to them."""
-        if open_transaction:
-            return
         failpoint.reach("version.before")
         for report in self._cutter.cut(self._landings.values(), commit_lsn, end_lsn, final=final):
             self._lineage.version(report)
@@ -422,7 +420,7 @@ class Shift:
                 shift=self.run_id,
             )
         )
-        self._held_lsn = end_lsn
+        self._commit_lsn, self._held_lsn = commit_lsn, end_lsn
         failpoint.reach("ledger.after")
 
     def _held(self) -> Mapping[str, int]:

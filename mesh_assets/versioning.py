@@ -14,7 +14,7 @@ from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan
 from mesh_assets.report import VersionReport
 
-VERSION_SECONDS = 0.9
+VERSION_SECONDS = 0.5
 """A product gets at most one version in this time, so that its version log stays small."""
 
 
@@ -24,6 +24,9 @@ class Cutter:
     A version is written only at a transaction boundary at or beyond every table's position: after
     a crash a redelivered batch may end earlier than what a table already holds. There is none
     while a table of the product is parked.
+
+    Attributes:
+        owing: products whose last cut came too soon after a version, and is still to be written.
     """
 
     def __init__(self, plan: CapturePlan, run_id: str) -> None:
@@ -32,6 +35,7 @@ class Cutter:
         self._logs = {name: VersionLog(plan.layout.versions(name)) for name in plan.products}
         self._written: dict[ProductName, float] = {}
         self._suspended: set[ProductName] = set()
+        self.owing: set[ProductName] = set()
         self._code_version = package_version("mesh-assets")
 
     def suspend(self, name: ProductName) -> None:
@@ -47,7 +51,9 @@ class Cutter:
             if name in self._suspended:
                 continue
             if not final and now - self._written.get(name, 0.0) < VERSION_SECONDS:
+                self.owing.add(name)
                 continue
+            self.owing.discard(name)
             mine = [landing for landing in landings if landing.target.name == name]
             tables = {landing.target.table: landing.log.seq for landing in mine}
             last = log.latest()

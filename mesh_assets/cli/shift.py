@@ -41,9 +41,8 @@ class Watcher(Silent):
 
     def fold(self, report: FoldReport) -> None:
         """Print what was folded."""
-        note(
-            f"{report.name}.{report.table} folded: {report.tail_row_count:,} changes, {report.row_count:,} rows"
-        )
+        counts = f"{report.tail_row_count:,} changes, {report.row_count:,} rows"
+        note(f"{report.name}.{report.table} folded: {counts}")
 
     def cancelled(self) -> bool:
         """Whether Ctrl-C was pressed."""
@@ -108,9 +107,9 @@ def _render(result: ShiftResult) -> None:
     made = table(
         "table", "changes", "last seq", "Delta version", right=("changes", "last seq", "Delta version")
     )
-    for (name, one), report in sorted(result.tables.items()):
+    for (product, one), report in sorted(result.tables.items()):
         made.add_row(
-            cell(f"{name}.{one}"),
+            cell(f"{product}.{one}"),
             cell(f"{sum(report.op_count.values()):,}"),
             cell(report.last_seq),
             cell(report.delta_version),

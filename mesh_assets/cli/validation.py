@@ -46,7 +46,10 @@ def validate(settings: Settings, paths: Sequence[Path], *, offline: bool, as_jso
     findings: list[Finding] = []
     checked: list[str] = []
     for path in paths or [settings.products]:
-        for file, found in _check(settings, path.absolute(), offline=offline):
+        results = list(_check(settings, path.absolute(), offline=offline))
+        if not results:
+            raise _nothing(path)
+        for file, found in results:
             checked.append(file)
             findings += found
     findings = list(dict.fromkeys(findings))
@@ -73,10 +76,7 @@ def _check(settings: Settings, path: Path, *, offline: bool) -> Iterator[tuple[s
     root = _root(path)
     if root is None:
         if not path.is_file():
-            raise UnknownName(
-                f"{display(path)} holds no product",
-                hint="give the products folder, a domain's, a product's, or a contract file",
-            )
+            raise _nothing(path)
         yield display(path), _alone(path)
         return
     below = path.parent if path.is_file() else path
@@ -90,6 +90,14 @@ def _check(settings: Settings, path: Path, *, offline: bool) -> Iterator[tuple[s
         live = _live(settings, discovery, products)
     for product in products:
         yield display(product.folder), live.get(product.folder, [])
+
+
+def _nothing(path: Path) -> UnknownName:
+    """A check of nothing must not pass."""
+    return UnknownName(
+        f"{display(path)} holds no product" if path.exists() else f"there is no {display(path)}",
+        hint="give the products folder, a domain's, a product's, or a contract file",
+    )
 
 
 def _within(folder: Path, below: Path) -> bool:

@@ -163,7 +163,7 @@ class Table:
     def schema(self) -> pa.Schema:
         """The columns at this version."""
         if self._schema is None:
-            self._schema = pa.schema(self._delta.schema())  # type: ignore[arg-type]  # PyCapsule protocol
+            self._schema = pa.schema(self._delta.schema())  # By the PyCapsule protocol.
         return self._schema
 
     @property

@@ -72,8 +72,10 @@ class Sight:
         return cls(
             **found
             | {
-                "sources": [SourceSight(**one) for one in found["sources"]],
-                "products": [ProductSight(**one) for one in found["products"]],
+                "sources": tuple(SourceSight(**one) for one in found["sources"]),
+                "products": tuple(ProductSight(**one) for one in found["products"]),
+                "daemons": tuple(found["daemons"]),
+                "failed_runs": tuple(found["failed_runs"]),
             }
         )
 

@@ -235,6 +235,8 @@ class RunObserver:
             if seen.kind == CURRENT:
                 upstream = seen.log_key.to_user_string()
                 tags[f"dagster/input_data_version/{upstream}"] = data_version
+                # Which event of it was read is not known here; without the tag it would be a new dependency.
+                tags[f"dagster/input_event_pointer/{upstream}"] = "NULL"
         if code_version := self._code_versions.get(seen.key):
             tags["dagster/code_version"] = code_version
         return tags

@@ -43,7 +43,7 @@ EVENT: dict[str, Any] = {
 
 
 def fits(event: dict[str, Any], schema: dict[str, Any] = SCHEMA) -> bool:
-    return jsonschema.Draft202012Validator(schema).is_valid(event)
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(event))
 
 
 @pytest.mark.parametrize(("contract", "table"), TABLES, ids=lambda value: str(getattr(value, "name", value)))

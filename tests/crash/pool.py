@@ -41,26 +41,26 @@ class Process:
     def __init__(self) -> None:
         self._output: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         environment = {name: value for name, value in os.environ.items() if name != "MESH_FAILPOINT"}
+        self._ready, ready = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.shift"],
+            [sys.executable, "-m", "tests.crash.shift", str(ready)],
             stdin=subprocess.PIPE,
+            pass_fds=[ready],
             stdout=self._output,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
         )
+        os.close(ready)
 
     def go(self, order: Order) -> Self:
-        """Give the order; the process takes it as soon as it has loaded."""
+        """Wait until it has loaded, and give the order."""
+        if os.read(self._ready, 1) != b"+":
+            raise AssertionError(f"the process did not load:\n{self.output()}")
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(order)) + "\n")
         self._process.stdin.flush()
         return self
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
 
     def wait(self, timeout_seconds: float) -> int | None:
         """Wait for the end; returns the exit code (:data:`KILLED` after SIGKILL), None if it still runs."""
@@ -79,18 +79,24 @@ class Process:
         self._output.seek(0)
         return self._output.read()
 
-    def ending(self) -> Ending:
-        """How its shift ended; only for one that was not killed."""
+    def ending(self) -> Ending | None:
+        """How its shift ended; None if the process died of something unexpected."""
         lines = self.output().splitlines()
-        if not lines or not lines[-1].startswith("{"):
-            raise AssertionError("the shift's process died of something unexpected:\n" + "\n".join(lines))
-        return Ending(**json.loads(lines[-1]))
+        return Ending(**json.loads(lines[-1])) if lines and lines[-1].startswith("{") else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over and done with."""
+        return self._output.closed
 
     def close(self) -> None:
         """Kill it if it still runs, and forget its output."""
+        if self.closed:
+            return
         self.kill()
         assert self._process.stdin is not None
         self._process.stdin.close()
+        os.close(self._ready)
         self._output.close()
 
 

@@ -1,8 +1,9 @@
 """One shift in a process of its own, to be killed.
 
-``python -m tests.crash.shift`` loads everything that a shift needs, then waits for one line of
-JSON on its standard input, an :class:`~tests.crash.pool.Order`. So a kill costs what the shift does, not its start.
-The last line that it prints is JSON too, an :class:`~tests.crash.pool.Ending`, unless it was killed.
+``python -m tests.crash.shift FD`` loads everything that a shift needs, writes a byte to the file
+descriptor, and waits for one line of JSON on its standard input, an
+:class:`~tests.crash.pool.Order`. So a kill costs what the shift does, not its start. The last line
+that it prints is JSON too, an :class:`~tests.crash.pool.Ending`, unless it was killed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main() -> int:
     """Load, wait, run one shift."""
     warm()
     table.CHECKPOINT_INTERVAL = _CHECKPOINT_INTERVAL
+    os.write(int(sys.argv[1]), b"+")
     line = sys.stdin.readline()
     if not line:
         return 0
@@ -69,7 +71,7 @@ if __name__ == "__main__":
     code = 2
     try:
         code = main()
-    except BaseException:
+    except Exception:  # noqa: BLE001 - printed for whoever reads the output
         traceback.print_exc()
     sys.stderr.flush()
     # A process that has written Delta may abort in its exit handlers.

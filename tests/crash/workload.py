@@ -47,12 +47,18 @@ class Application:
         self.random = random.Random(seed)
         self.keys = keys
         self.truncates = truncates
+        self.url = url
         self.connection = psycopg.connect(url)
         self.transaction_count = 0
 
     def close(self) -> None:
         """Disconnect."""
         self.connection.close()
+
+    def reconnect(self) -> None:
+        """Begin again on a new connection; whether the last transaction was committed is not known."""
+        self.connection.close()
+        self.connection = psycopg.connect(self.url)
 
     def transact(self, count: int) -> None:
         """Run ``count`` transactions of 1 to 12 statements; some roll back, some use savepoints."""
@@ -93,7 +99,7 @@ class Application:
         self.random.choices([way for _, way in ways], weights)[0]()
 
     def _run(self, text: str, *values: object) -> None:
-        self.connection.execute(sql.SQL(text), values)  # type: ignore[arg-type]
+        self.connection.execute(sql.SQL(text), values)
 
     def _key(self) -> int:
         return self.random.randrange(self.keys)
@@ -165,7 +171,8 @@ class Application:
 
     def _put_badge(self) -> None:
         self._run(
-            "insert into shop.badge values (%s,%s,%s,%s,%s) on conflict (code) do update set owner = excluded.owner",
+            "insert into shop.badge values (%s,%s,%s,%s,%s) on conflict (code) do update set "
+            "owner = excluded.owner",
             f"b{self._key() % 20}",
             self._text(4),
             self.random.choice([None, self._text(3000)]),

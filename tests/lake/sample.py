@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pyarrow as pa
 
@@ -47,10 +48,8 @@ def frame(
     return pa.table(frame)
 
 
-def append(log: ChangeLog, rows: pa.Table, *, source: str = "app", **options: object) -> Appended:
+def append(log: ChangeLog, rows: pa.Table, *, source: str = "app", **options: Any) -> Appended:
     """Append with the position of the frame's last change."""
     last = rows.num_rows - 1
     position = (rows["_position"][last].as_py(), rows["_ordinal"][last].as_py())
-    return log.append(  # type: ignore[arg-type]
-        rows, source=source, position=position, captured_at=MOMENT, schema_version=1, **options
-    )
+    return log.append(rows, source=source, position=position, captured_at=MOMENT, schema_version=1, **options)

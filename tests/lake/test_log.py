@@ -65,16 +65,16 @@ def test_the_rows_come_back_as_they_were_given(log: ChangeLog) -> None:
 
 
 def test_a_record_batch_is_a_frame_too(log: ChangeLog) -> None:
-    assert append(log, frame([1], lsn=3).to_batches()[0]).last_seq == 0  # type: ignore[arg-type]
+    assert append(log, frame([1], lsn=3).to_batches()[0]).last_seq == 0
 
 
 def test_no_rows_no_commit_unless_the_position_is_wanted(log: ChangeLog) -> None:
     none = frame([], lsn=10)
     given = {"source": "app", "captured_at": MOMENT, "schema_version": 1}
-    assert log.append(none, position=(10, 0), **given).row_count == 0  # type: ignore[arg-type]
+    assert log.append(none, position=(10, 0), **given).row_count == 0
     assert log.table.version == 0
     for lsn in (10, 11):
-        moved = log.append(none, position=(lsn, 0), empty=True, transactions={"s": lsn}, **given)  # type: ignore[arg-type]
+        moved = log.append(none, position=(lsn, 0), empty=True, transactions={"s": lsn}, **given)
         assert (moved.row_count, log.seq) == (0, -1)
     assert (log.position("app"), log.transaction("s"), log.table.version) == ((11, 0), 11, 2)
     append(log, frame([1], lsn=12))

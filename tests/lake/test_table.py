@@ -71,7 +71,12 @@ def test_every_file_is_forced_to_disk_before_the_append_returns(
 ) -> None:
     forced: list[str] = []
     really = storage._force
-    monkeypatch.setattr(storage, "_force", lambda path: (forced.append(str(path)), really(path)))
+
+    def force(path: Path) -> None:
+        forced.append(str(path))
+        really(path)
+
+    monkeypatch.setattr(storage, "_force", force)
     table.append(rows(1), transactions={})
     data = f"{table.uri}/{table.files()[0].path}"
     log = f"{table.uri}/{commit_path(1)}"
@@ -177,7 +182,7 @@ def test_columns_can_be_added_and_older_files_read_as_null(table: Table) -> None
     wider = pa.struct([("a", pa.int32()), ("b", pa.string())])
     table.add_columns([pa.field("s", wider), pa.field("extra", pa.list_(pa.int32()))])
     table.append(pa.table({"n": [3], "s": pa.array([{"a": 2, "b": "x"}], wider)}), transactions={})
-    expected = [
+    expected: list[dict[str, Any]] = [
         {"n": 1, "text": "t1", "extra": None, "s": None},
         {"n": 2, "text": None, "extra": [1], "s": {"a": 1, "b": None}},
         {"n": 3, "text": None, "extra": None, "s": {"a": 2, "b": "x"}},

@@ -115,11 +115,10 @@ def test_a_failing_flush_is_told_and_made_up_for(
     fail_times(monkeypatch, 1, lambda: StorageFull("no space is left"))
     store.emit(shift.start())
     assert store.unsent_count == 1
-    assert store.failure is not None
+    assert store.failure
     assert "1 events could not be written" in messages[0]
     store.emit(shift.complete())
-    assert store.unsent_count == 0
-    assert store.failure is None
+    assert (store.unsent_count, store.failure) == (0, None)
     assert "caught up, 2 events" in messages[1]
     assert stored(uri)["event_type"].to_list() == ["START", "COMPLETE"]
 

@@ -87,8 +87,8 @@ def test_children_end_with_their_supervisor_and_restarts_wait(tmp_path: Path) ->
 def test_a_sight_survives_its_line_and_can_be_shown() -> None:
     sight = Sight(
         1.0,
-        [SourceSight("sales.app", 0.4, 1 << 21, 120.0, captured=True)],
-        [ProductSight("sales.orders", 12_345, 7, "2026-01-02T03:04:05+00:00")],
+        (SourceSight("sales.app", 0.4, 1 << 21, 120.0, captured=True),),
+        (ProductSight("sales.orders", 12_345, 7, "2026-01-02T03:04:05+00:00"),),
         {"sales": "loaded"},
         web=True,
     )

@@ -78,7 +78,7 @@ def test_one_multi_asset_drains_a_source() -> None:
     }
     assert nodes == {"drain_sales_app"}
     assert definitions.resolve_job_def("sales_app_shift").run_tags == {"mesh/shift": "sales.app"}
-    sensor = definitions.get_sensor_def("sales_capture")
+    sensor = repository.get_sensor_def("sales_capture")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 
 

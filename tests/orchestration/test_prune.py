@@ -24,7 +24,7 @@ def reporting(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
 def materialisations(instance: dg.DagsterInstance) -> list[int]:
     records = instance.fetch_materializations(KEY, limit=1000).records
     return [
-        int(record.asset_materialization.metadata["number"].value)
+        int(str(record.asset_materialization.metadata["number"].value))
         for record in records
         if record.asset_materialization
     ]
