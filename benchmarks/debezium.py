@@ -70,7 +70,7 @@ def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
     done = threading.Event()
     heard = [time.monotonic()]
 
-    class Handler(BasePythonChangeHandler):
+    class Handler(BasePythonChangeHandler):  # type: ignore[misc] # untyped: it lives in the peers' environment
         """Counts changes and reads their text."""
 
         def __init__(self) -> None:

@@ -27,35 +27,27 @@ from mesh_assets.cdc.schema import SchemaLog
 from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
 from mesh_assets.cdc.source import Source
 from mesh_assets.cdc.stream import ReplicationStream
-from mesh_assets.contract.arrow import compare
 from mesh_assets.errors import (
-    ContractError,
-    IdentityMissing,
     MeshError,
     MigrationRefused,
     SnapshotBlocked,
     SnapshotStale,
-    SourceNotReady,
-    TableRefused,
-    UnknownName,
 )
 from mesh_assets.housekeeping import Housekeeper
 from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.recovery import recover
 from mesh_assets.landing import Landing, SnapshotLanding
-from mesh_assets.plan import CapturePlan, Target
+from mesh_assets.plan import CapturePlan
+from mesh_assets.quiet import Quiet, passed
+from mesh_assets.readiness import TABLE_ERRORS, check_contract, preflight
 from mesh_assets.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
 from mesh_assets.shift_lineage import ShiftLineage
 from mesh_assets.versioning import Cutter
 
 _LOOK_SECONDS = 10.0
-_TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
-"""What is wrong with one table only: the others go on."""
-
 _POLL_SECONDS = 0.2
 _CLOCK_MARGIN = timedelta(seconds=1)
-_MOST_DOUBTS = 10
 _SNAPSHOT_ATTEMPTS = 5
 
 
@@ -114,7 +106,7 @@ class Shift:
     def _open(self, source: Source) -> None:
         plan, now = self.plan, datetime.now(UTC)
         ensure_layout(plan.layout.root)
-        relations, unfit = _preflight(plan, source)
+        relations, unfit = preflight(plan, source)
         self._system = source.system()
         self._recover()
         self._ledger = Ledger(plan.part_uri("ledger"))
@@ -131,9 +123,9 @@ class Shift:
                 if target.source_table in unfit:
                     raise unfit[target.source_table]
                 landing.open(relations[target.source_table], now)
-                _check_contract(plan, target, relations[target.source_table])
+                check_contract(plan, target, relations[target.source_table])
                 self._unpark(source, landing)
-            except (MigrationRefused, *_TABLE_ERRORS) as refusal:
+            except (MigrationRefused, *TABLE_ERRORS) as refusal:
                 self._refuse(landing, refusal)
 
     def _recover(self) -> None:
@@ -294,7 +286,7 @@ class Shift:
             self._report_folds()
             self._lineage.flush_if_due()
             self._begin_backfill(source)
-            if self._backfill is not None and _passed(decoder, self._backfill.lsn):
+            if self._backfill is not None and passed(decoder, self._backfill.lsn):
                 self._run_backfill(source, None)
             if now - looked > _LOOK_SECONDS:
                 looked = now
@@ -312,7 +304,7 @@ class Shift:
                 break
         if decoder.row_count:
             self._land(source, decoder, stream)
-        reached = decoder.wal_end if quiet.since and _passed(decoder, self._held_lsn) else self._held_lsn
+        reached = decoder.wal_end if quiet.since and passed(decoder, self._held_lsn) else self._held_lsn
         self._cut(reached, reached, final=True)
         self._acknowledge(decoder, stream, quiet.since)
 
@@ -444,97 +436,5 @@ class Shift:
             self.observer.fold(report)
 
 
-class Quiet:
-    """Whether the stream has nothing to say, as opposed to not having said it yet.
-
-    Silence alone proves nothing on a busy server: the source's position is read, and the stream
-    must have passed it without a change in between.
-
-    Attributes:
-        since: a moment of the source's clock before which everything has arrived; None while
-            changes flow.
-        over: quiet for the whole idle time.
-    """
-
-    def __init__(
-        self, source: Source, decoder: Decoder, stream: ReplicationStream, idle_seconds: float
-    ) -> None:
-        self._source = source
-        self._decoder = decoder
-        self._stream = stream
-        self._idle_seconds = idle_seconds
-        self._changed = time.monotonic()
-        self._tip: tuple[datetime, int] | None = None
-        self._asked = 0.0
-        self._doubts = 0
-        self.since: datetime | None = None
-        self.over = False
-
-    def look(self, now: float) -> None:
-        """Call it after every receive."""
-        if self._decoder.row_count or self._decoder.in_transaction:
-            self._changed, self._tip, self.since, self.over, self._doubts = now, None, None, False, 0
-            return
-        if now - self._changed < self._idle_seconds / 2:
-            return
-        if self._tip is None:
-            self._tip = self._source.tip()
-        moment, lsn = self._tip
-        if self._decoder.wal_end >= lsn:
-            self.since = moment
-            self.over = now - self._changed >= self._idle_seconds
-        elif now - self._asked > _POLL_SECONDS:
-            self._asked = now
-            self._stream.ask()
-            self._doubts += 1
-            if self._doubts == _MOST_DOUBTS:
-                # WAL may end in something that is not flushed until somebody commits.
-                self._source.heartbeat()
-
-
-def _check_contract(plan: CapturePlan, target: Target, relation: Relation) -> None:
-    """Refuse a table that cannot keep what its contract promises.
-
-    Raises:
-        ContractError: naming every difference that matters.
-    """
-    if target.contract is None:
-        return
-    mismatches = [one for one in compare(target.contract, relation) if one.blocking]
-    if mismatches:
-        raise ContractError(
-            f"{target.name}.{target.table}: the contract and {plan.source.domain}.{plan.source.name} differ: "
-            + "; ".join(str(one) for one in mismatches),
-            hint="its changes are kept in the parking log and land once contract and source agree again",
-        )
-
-
-def _passed(decoder: Decoder, lsn: int) -> bool:
-    """Whether the server has sent everything before ``lsn`` and all of it was taken."""
-    return not decoder.row_count and not decoder.in_transaction and decoder.wal_end >= lsn
-
-
 def _moment(micros: int) -> datetime:
     return datetime.fromtimestamp(micros / 1e6, UTC)
-
-
-def _preflight(plan: CapturePlan, source: Source) -> tuple[dict[str, Relation], dict[str, MeshError]]:
-    """The source's tables as described, and those that cannot be captured as they are.
-
-    Raises:
-        SourceError: if the source itself is not ready, or none of its tables is.
-    """
-    try:
-        return source.preflight(), {}
-    except (*_TABLE_ERRORS, SourceNotReady) as error:
-        relations: dict[str, Relation] = {}
-        unfit: dict[str, MeshError] = {}
-        for table in plan.source.tables:
-            with Source(replace(plan.source, tables=(table,))) as alone:
-                try:
-                    relations |= alone.preflight()
-                except _TABLE_ERRORS as problem:
-                    unfit[table] = problem
-        if not relations:
-            raise error from None
-        return relations, unfit

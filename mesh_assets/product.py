@@ -25,12 +25,12 @@ from mesh_assets.lake.ledger import Ledger
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.position import Lsn
 from mesh_assets.lake.read import Pinned, changes_of, fresh, open_pinned
-from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, parse_as_of
+from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, VersionRow, parse_as_of
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.parity import ParityResult, parity
 from mesh_assets.plan import CapturePlan, Target, capture_plan
 from mesh_assets.settings import Settings
-from mesh_assets.status import ProductStatus, SourceStatus, product_status, source_status
+from mesh_assets.status import ProductStatus, SourceStatus, latest_version, product_status, source_status
 
 if TYPE_CHECKING:
     import duckdb
@@ -262,8 +262,12 @@ class Mesh:
     # -- state --------------------------------------------------------------------------------
 
     def product_status(self, product: Product) -> ProductStatus:
-        """How a product stands in the lake; reads only its logs' metadata."""
+        """How a product stands in the lake: its version, and rows and changes of its tables."""
         return product_status(self.layout, product)
+
+    def latest_version(self, product: Product) -> VersionRow | None:
+        """A product's newest version; None before the first."""
+        return latest_version(self.layout, product.name)
 
     def source_status(self, domain: str, source: str) -> SourceStatus:
         """How a source stands against the ledger; asks the source, 3 s at most."""

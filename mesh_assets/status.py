@@ -23,6 +23,7 @@ from mesh_assets.lake.current import Current
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.position import Lsn
+from mesh_assets.lake.read import pin
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
@@ -103,11 +104,12 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class TableStatus:
-    """One product table: rows as last folded, changes ever, Delta versions.
+    """One product table: rows in the latest version, changes ever, Delta versions.
 
     Attributes:
-        row_count: rows of the current table, which holds the changes up to ``folded_seq``.
+        row_count: rows as a reader through the mesh sees them.
         change_count: changes in the log.
+        folded_seq: the current table, which readers of plain Delta see, holds the changes up to here.
     """
 
     table: str
@@ -137,10 +139,7 @@ class ProductStatus:
 def product_status(layout: Layout, product: Product) -> ProductStatus:
     """How a product stands in the lake."""
     contract = product.contract
-    try:
-        version = VersionLog.open(layout.versions(product.name)).latest()
-    except TableMissing:
-        version = None
+    version = latest_version(layout, product.name)
     tables = []
     for table in contract.tables:
         changes_uri = layout.table(product.name, CHANGES, table.name)
@@ -150,10 +149,11 @@ def product_status(layout: Layout, product: Product) -> ProductStatus:
         current = Current.open(current_uri) if Table.exists(current_uri) else None
         # After the current table, so that it is never behind it.
         log = ChangeLog.open(changes_uri)
+        cut = version.tables.get(table.name, -1) if version else log.seq
         tables.append(
             TableStatus(
                 table.name,
-                current.row_count if current else 0,
+                _row_count(log, current, cut),
                 log.seq + 1,
                 log.table.version,
                 current.table.version if current else -1,
@@ -161,6 +161,21 @@ def product_status(layout: Layout, product: Product) -> ProductStatus:
             )
         )
     return ProductStatus(product.name, contract.owners, contract.description, version, tuple(tables))
+
+
+def latest_version(layout: Layout, name: ProductName) -> VersionRow | None:
+    """A product's newest version; None before the first."""
+    try:
+        return VersionLog.open(layout.versions(name)).latest()
+    except TableMissing:
+        return None
+
+
+def _row_count(log: ChangeLog, current: Current | None, cut: int) -> int:
+    """Rows at a cut; a count, which nobody is kept from."""
+    if current is not None and current.folded == cut:
+        return current.row_count
+    return int(pin(log, current, cut).stored().select(pl.len()).collect(engine="streaming").item())
 
 
 def source_status(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh_assets.cli.terminal import cell, console, emit, finite, moment, note, table
+from mesh_assets.cli.terminal import cell, console, counted, emit, finite, moment, note, table
 from mesh_assets.errors import UnknownName
 from mesh_assets.history import KeyChange, Row
 from mesh_assets.product import Mesh
@@ -30,7 +30,7 @@ def show(mesh: Mesh, name: str, keys: list[str], *, all_columns: bool, as_json: 
             made.add_section()
         _add(made, one, all_columns=all_columns)
     out.print(made)
-    note(f"{len(history):,} changes of {name} {', '.join(keys)}")
+    note(f"{counted(len(history), 'change')} of {name} {', '.join(keys)}")
     return 0
 
 
@@ -69,7 +69,10 @@ def _add(made: Any, one: KeyChange, *, all_columns: bool) -> None:  # noqa: ANN4
     transaction = f"{one.xid} at {one.lsn}" if one.xid else f"at {one.lsn}"
     what = f"{one.name}, rejected by {', '.join(one.rejected_by)}" if one.rejected_by else one.name
     first = [cell(moment(one.committed_at)), cell(what, _STYLES[one.op]), cell(transaction)]
-    for name in columns or [""]:
+    if not columns:
+        # An update that set every column to what it was.
+        made.add_row(*first, cell("nothing changed", "dim"), "", "")
+    for name in columns:
         both = one.before is not None and one.after is not None
         marked = "bold" if both and name in changed else ""
         made.add_row(
@@ -79,9 +82,6 @@ def _add(made: Any, one: KeyChange, *, all_columns: bool) -> None:  # noqa: ANN4
             _value(one.after, name, "bold green" if marked else "dim" if both else "green"),
         )
         first = [cell(""), cell(""), cell("")]
-    if not columns:
-        # An update that set every column to what it was.
-        made.columns[3]._cells[-1] = cell("nothing changed", "dim")
 
 
 def _value(row: Row | None, name: str, style: str) -> Any:  # noqa: ANN401 - a rich text

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mesh_assets.cli.terminal import cell, console, emit, table
+from mesh_assets.cli.terminal import cell, console, emit, finite, table
+from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.model import TableContract
 from mesh_assets.errors import MeshError, UnknownName
 from mesh_assets.lake.position import Lsn
 from mesh_assets.parity import ParityResult
 from mesh_assets.product import Mesh
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one table.
+
+    Attributes:
+        result: the verdict, or why there is none.
+        parked: it differs, and its table cannot take its changes now.
+    """
+
+    name: str
+    result: ParityResult | MeshError
+    parked: bool = False
+
+    @property
+    def equal(self) -> bool:
+        """Whether it was compared, and source and lake hold the same rows."""
+        return isinstance(self.result, ParityResult) and self.result.equal
 
 
 def compare(mesh: Mesh, names: Sequence[str], *, as_json: bool) -> int:
@@ -19,7 +41,7 @@ def compare(mesh: Mesh, names: Sequence[str], *, as_json: bool) -> int:
     chosen = mesh.select(names)
     if not chosen:
         raise UnknownName("there is no product to compare", hint="look at `mesh validate`")
-    outcomes: list[tuple[str, ParityResult | MeshError]] = []
+    outcomes: list[Outcome] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(errors=True), transient=True) as progress:
         task = progress.add_task("", total=len(chosen))
@@ -27,36 +49,46 @@ def compare(mesh: Mesh, names: Sequence[str], *, as_json: bool) -> int:
             name = f"{product.name}.{one.name}"
             progress.update(task, description=name)
             try:
-                outcomes.append((name, mesh.parity(name)))
+                result = mesh.parity(name)
+                outcomes.append(
+                    Outcome(name, result, parked=not result.equal and _is_parked(mesh, product, one))
+                )
             except MeshError as error:
                 # The others are compared all the same.
-                outcomes.append((name, error))
+                outcomes.append(Outcome(name, error))
             progress.advance(task)
     if as_json:
-        emit([record(name, outcome) for name, outcome in outcomes])
+        emit([record(one) for one in outcomes])
     else:
         _render(outcomes)
-    return 0 if all(isinstance(one, ParityResult) and one.equal for _, one in outcomes) else 1
+    return 0 if all(one.equal for one in outcomes) else 1
 
 
-def record(name: str, outcome: ParityResult | MeshError) -> dict[str, Any]:
+def _is_parked(mesh: Mesh, product: Product, one: TableContract) -> bool:
+    status = mesh.source_status(product.name.domain, product.definition.source)
+    return any(parked.source_table == one.physical_name for parked in status.parked)
+
+
+def record(one: Outcome) -> dict[str, Any]:
     """One comparison as JSON has it."""
+    outcome = one.result
     if isinstance(outcome, MeshError):
-        return {"table": name, "outcome": "error", "error": str(outcome)}
+        return {"table": one.name, "outcome": "error", "error": str(outcome)}
     return {
-        "table": name,
+        "table": one.name,
         "outcome": "equal" if outcome.equal else "different",
         "lsn": str(Lsn(outcome.lsn)),
         "source_rows": outcome.row_count,
         "lake_rows": outcome.lake_row_count,
         "key_ranges": len(outcome.ranges),
-        "different_key_ranges": sum(not one.equal for one in outcome.ranges),
-        "differences": [{"key": one.key, "kind": one.kind} for one in outcome.differences],
+        "different_key_ranges": sum(not found.equal for found in outcome.ranges),
+        "differences": [{"key": finite(found.key), "kind": found.kind} for found in outcome.differences],
+        "parked": one.parked,
         "seconds": round(outcome.seconds, 3),
     }
 
 
-def _render(outcomes: Sequence[tuple[str, ParityResult | MeshError]]) -> None:
+def _render(outcomes: Sequence[Outcome]) -> None:
     made = table(
         "table",
         "outcome",
@@ -68,7 +100,8 @@ def _render(outcomes: Sequence[tuple[str, ParityResult | MeshError]]) -> None:
         right=("rows at source", "rows in lake", "key ranges", "seconds"),
     )
     out = console()
-    for name, outcome in outcomes:
+    for compared in outcomes:
+        name, outcome = compared.name, compared.result
         if isinstance(outcome, MeshError):
             made.add_row(cell(name), cell("error", "bold red"), "", "", "", "", "")
             continue
@@ -82,10 +115,14 @@ def _render(outcomes: Sequence[tuple[str, ParityResult | MeshError]]) -> None:
             cell(f"{outcome.seconds:.1f}"),
         )
     out.print(made)
-    for name, outcome in outcomes:
+    for compared in outcomes:
+        name, outcome = compared.name, compared.result
         if isinstance(outcome, MeshError):
             out.print(cell(f"{name}: {outcome}", "red"), soft_wrap=True)
         else:
+            if compared.parked:
+                text = "its table is parked: the changes that are missing wait in the source's parking log"
+                out.print(cell(f"{name}: {text}", "yellow"), soft_wrap=True)
             for one in outcome.differences:
                 key = ", ".join(f"{column}={value}" for column, value in one.key.items())
                 out.print(cell(f"{name}: {key} is {_KINDS[one.kind]}", "red"), soft_wrap=True)

@@ -15,32 +15,31 @@ from mesh_assets.product import Mesh
 
 def listing(mesh: Mesh, *, as_json: bool) -> None:
     """Print all products."""
-    standing = [mesh.product_status(product) for product in mesh.discovery.products.values()]
+    standing = [(product, mesh.latest_version(product)) for product in mesh.discovery.products.values()]
     if as_json:
         emit(
             [
                 {
-                    "name": str(one.name),
-                    "description": one.description,
-                    "owners": list(one.owners),
-                    "tables": [table.name for table in mesh.discovery.product(one.name).contract.tables],
-                    "version": one.version.version if one.version else None,
-                    "newest_change_at": one.version.committed_at.isoformat() if one.version else None,
+                    "name": str(product.name),
+                    "description": product.contract.description,
+                    "owners": list(product.contract.owners),
+                    "tables": [table.name for table in product.contract.tables],
+                    "version": version.version if version else None,
+                    "newest_change_at": version.committed_at.isoformat() if version else None,
                 }
-                for one in standing
+                for product, version in standing
             ]
         )
         return
     made = table("product", "owner", "tables", "version", "newest change", "description", right=("version",))
-    for one in standing:
-        names = [table.name for table in mesh.discovery.product(one.name).contract.tables]
+    for product, version in standing:
         made.add_row(
-            cell(one.name, "bold"),
-            cell(one.owners[0]),
-            cell(", ".join(names)),
-            cell(one.version.version if one.version else "-"),
-            cell(f"{age(one.version.committed_at)} ago" if one.version else "-"),
-            cell(one.description),
+            cell(product.name, "bold"),
+            cell(product.contract.owners[0]),
+            cell(", ".join(table.name for table in product.contract.tables)),
+            cell(version.version if version else "-"),
+            cell(f"{age(version.committed_at)} ago" if version else "-"),
+            cell(product.contract.description),
         )
     out = console()
     out.print(made)
@@ -51,7 +50,7 @@ def listing(mesh: Mesh, *, as_json: bool) -> None:
 def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
     """Print one product, or one table of it."""
     product, tables = _chosen(mesh, name)
-    version = mesh.product_status(product).version
+    version = mesh.latest_version(product)
     if as_json:
         emit(_record(mesh, product, tables, version))
         return

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mesh_assets.cli.terminal import cell, console, emit, finite, moment, note, plain, table
+from mesh_assets.cli.terminal import cell, console, counted, emit, finite, moment, note, plain, table
 from mesh_assets.errors import SettingError
 from mesh_assets.lake.version import AsOf, Cut
 from mesh_assets.names import ProductName
@@ -40,10 +40,10 @@ def run(
     rows = answer.table
     if output is not None:
         _write(rows, form, output)
-        note(f"{rows.num_rows:,} rows in {output}; {_origin(answer.cuts)}")
+        note(f"{counted(rows.num_rows, 'row')} in {output}; {_origin(answer.cuts)}")
     elif form is Format.table:
         _print(rows, row_limit)
-        note(f"{rows.num_rows:,} rows; {_origin(answer.cuts)}")
+        note(f"{counted(rows.num_rows, 'row')}; {_origin(answer.cuts)}")
     elif form is Format.json:
         emit(records(rows))
     elif form is Format.csv:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mesh_assets.cli.installation import running
-from mesh_assets.cli.terminal import age, cell, console, duration, emit, size, table
+from mesh_assets.cli.terminal import age, cell, console, counted, duration, emit, moment, size, table
 from mesh_assets.lake.position import Lsn
 from mesh_assets.product import Mesh
 from mesh_assets.status import ProductStatus, SourceStatus
@@ -133,8 +133,8 @@ def _render(
         for parked in source.parked:
             out.print(
                 cell(
-                    f"{name}: {parked.source_table} is parked: {parked.change_count:,} changes wait since "
-                    f"{parked.since.isoformat(' ', 'seconds')}",
+                    f"{name}: {parked.source_table} is parked: "
+                    f"{counted(parked.change_count, 'change')} since {moment(parked.since)} wait",
                     "red",
                 ),
                 soft_wrap=True,

@@ -156,3 +156,8 @@ def size(byte_count: int | None) -> str:
         if byte_count >= limit:
             return f"{byte_count / limit:,.1f} {unit}"
     return f"{byte_count} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

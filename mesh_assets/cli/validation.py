@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mesh_assets.cdc.source import Source
-from mesh_assets.cli.terminal import cell, console, emit
+from mesh_assets.cli.terminal import cell, console, counted, emit
 from mesh_assets.contract.arrow import compare
 from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, DOMAIN_TYPE
 from mesh_assets.contract.discovery import Discovery, Product, discover
@@ -62,7 +62,7 @@ def validate(settings: Settings, paths: Sequence[Path], *, offline: bool, as_jso
         style = "red" if one.severity == "mistake" else "dim"
         prefix = "" if one.severity == "mistake" else "note: "
         out.print(cell(prefix + str(one), style), soft_wrap=True)
-    verdict = f"{len(mistakes)} mistakes" if mistakes else "no mistake"
+    verdict = counted(len(mistakes), "mistake") if mistakes else "no mistake"
     out.print(cell(f"{len(checked)} checked: {verdict}", "bold red" if mistakes else "green"), soft_wrap=True)
     return 1 if mistakes else 0
 

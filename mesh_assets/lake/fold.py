@@ -230,9 +230,16 @@ class _Work:
                 yield first, last, rows.filter(whole.holds(shape)).collect(engine="streaming")
             return
         lows = starts_of(wholes, pl.DataFrame(schema=rows.select(shape.identity).collect_schema()))
-        with spilled(shape, rows, lows) as spill:
+        with spilled(shape, self._slices(), lows) as spill:
             for number, (first, last) in enumerate(passes):
                 yield first, last, spill.part(number)
+
+    def _slices(self) -> Iterator[pl.DataFrame]:
+        """The tail's rows in order of ``_seq``, identified, as many at a time as memory holds."""
+        step = self._work_rows()
+        for after in range(self.tail.after, self.upto, step):
+            rows = self.log.scan(after, min(after + step, self.upto)).filter(pl.col("_op") != "t")
+            yield self.shape.identified(rows).collect(engine="streaming")
 
     def _read_times(self, wholes: Sequence[Span]) -> float:
         """How often each byte of the tail would be read if every span were read for itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,6 @@ import polars as pl
 
 from mesh_assets.lake.shape import Shape
 from mesh_assets.lake.span import route
-
-_BATCH_ROWS = 200_000
 
 
 class Spill:
@@ -25,23 +23,24 @@ class Spill:
 
     def part(self, number: int) -> pl.DataFrame:
         """The rows of one span."""
-        return pl.concat([self._like, *(pl.read_ipc(file, memory_map=False) for file in self._files[number])])
+        return pl.concat([self._like, *(pl.read_ipc(file) for file in self._files[number])])
 
 
 @contextmanager
-def spilled(shape: Shape, rows: pl.LazyFrame, lows: pl.DataFrame) -> Iterator[Spill]:
-    """Put identified rows aside, a batch at a time, by their span among those that start at ``lows``.
+def spilled(shape: Shape, batches: Iterable[pl.DataFrame], lows: pl.DataFrame) -> Iterator[Spill]:
+    """Put batches of identified rows aside by their span among those that start at ``lows``.
 
     The files lie in the system's folder for temporary files and go with the block.
     """
+    like = pl.DataFrame()
     with tempfile.TemporaryDirectory(prefix="mesh-fold-") as folder:
         files: dict[int, list[Path]] = defaultdict(list)
-        for count, batch in enumerate(rows.collect_batches(chunk_size=_BATCH_ROWS, engine="streaming")):
+        for count, batch in enumerate(batches):
+            like = batch.clear()
             numbered = batch.with_columns(_span=route(shape, batch, lows))
             for number, part in numbered.partition_by("_span", as_dict=True, include_key=False).items():
                 place = int(number[0])
                 file = Path(folder) / f"{place}-{count}.arrow"
                 part.write_ipc(file, compression="lz4")
                 files[place].append(file)
-        like = pl.DataFrame(schema=rows.collect_schema())
         yield Spill(like, files)

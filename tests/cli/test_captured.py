@@ -48,7 +48,9 @@ def test_status_without_a_running_mesh(answer: Answer, mesh: Run) -> None:
     assert orders["version"] >= 2
     assert datetime.fromisoformat(orders["newest_change_at"]).tzinfo is not None
     assert [one["name"] for one in orders["tables"]] == ["orders", "order_lines"]
-    assert all(one["changes"] > one["rows"] - 1 > 0 for one in orders["tables"])
+    counts = "select (select count(*) from sales.orders) a, (select count(*) from sales.orders.order_lines) b"
+    assert [one["rows"] for one in orders["tables"]] == list(answer("sql", counts)[0].values())
+    assert all(one["changes"] >= one["rows"] > 0 for one in orders["tables"])
     shown = mesh("status").stdout
     assert "the mesh is not up" in shown
     assert "sales.app" in shown
@@ -77,6 +79,39 @@ def test_status_names_a_source_that_does_not_answer(
     assert result.exit_code == 0
     assert "unreachable" in result.stdout
     assert "hidden" not in result.stdout
+
+
+def test_status_and_parity_tell_of_a_parked_table(captured: Organisation, answer: Answer, mesh: Run) -> None:
+    captured.execute(
+        "finance",
+        "alter table ledger.accounts alter column kind type varchar(200)",
+        "update ledger.accounts set kind = 'wide' where account_id = 2",
+    )
+    shift = mesh("shift", "finance", "--idle-seconds", "0.4")
+    assert shift.exit_code == 1
+    assert "ledger.accounts is parked" in shift.stdout
+    finance = next(one for one in answer("status")["sources"] if one["name"] == "finance.app")
+    assert [(one["table"], one["changes"]) for one in finance["parked"]] == [("ledger.accounts", 1)]
+    assert "ledger.accounts is parked: 1 change since" in mesh("status").stdout
+    (found,) = answer("parity", "finance.accounts")
+    assert found["outcome"] == "different"
+    assert found["parked"] is True
+    assert answer("parity", "finance.transactions")[0]["outcome"] == "equal"
+    captured.execute("finance", "alter table ledger.accounts alter column kind type text")
+    assert mesh("shift", "finance", "--idle-seconds", "0.4").exit_code == 0
+    assert answer("parity", "finance.accounts")[0]["outcome"] == "equal"
+
+
+def test_status_tells_of_a_gap(captured: Organisation, answer: Answer, mesh: Run) -> None:
+    captured.execute("distribution", "select pg_drop_replication_slot('mesh_distribution_app')")
+
+    def distribution() -> Any:
+        return next(one for one in answer("status")["sources"] if one["name"] == "distribution.app")
+
+    assert distribution()["state"] == "slot lost"
+    captured.capture("distribution")
+    assert [one["reason"] for one in distribution()["gaps"]] == ["the replication slot is gone"]
+    assert "a gap was found" in mesh("status").stdout
 
 
 def test_products_and_show(answer: Answer, mesh: Run) -> None:

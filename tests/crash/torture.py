@@ -38,7 +38,8 @@ _ROUND_KILLS = 50
 _SNAPSHOT_KILLS = 4
 _TRANSACTIONS_PER_SECOND = 40.0
 _RUN_SECONDS = (0.1, 4.0)
-"""A shift that has met no failpoint by then is killed by timer."""
+_REACH_SECONDS = 6.0
+"""A shift that has not met its failpoint by then is killed all the same."""
 
 _CATCH_UP_SECONDS = 180.0
 _SNAPSHOT_POINTS = ("snapshot.chunk", "decode.before", "file.written", "ledger.after", "snapshot.done")
@@ -176,7 +177,7 @@ class Torture:
             return self._await(process, "snapshot.done", _CATCH_UP_SECONDS)
         point = self._random.choice(_SNAPSHOT_POINTS)
         armed = f"{point}:{self._random.randint(1, _MOST_COUNT.get(point, 1))}"
-        self._await(pool.go(world.order(armed)), point, self._patience())
+        self._await(pool.go(world.order(armed)), point, _REACH_SECONDS)
         return False
 
     def _strike(self, world: World, pool: Pool) -> None:
@@ -192,7 +193,7 @@ class Torture:
         else:
             point = self._random.choice([name for name in failpoint.POINTS if "snapshot" not in name])
             count = self._random.randint(1, _MOST_COUNT.get(point, 4))
-            self._await(pool.go(world.order(f"{point}:{count}")), point, self._patience())
+            self._await(pool.go(world.order(f"{point}:{count}")), point, _REACH_SECONDS)
 
     def _kill_server(self, world: World, pool: Pool) -> None:
         process = pool.go(world.order())
