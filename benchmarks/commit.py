@@ -25,26 +25,22 @@ def run(stage: Stage) -> None:
             folder=stage.folder / "work",
             on_progress=advance,
         )
-    seconds: list[float] = result["seconds"]
-    early = seconds[_EARLY - _WINDOW // 2 : _EARLY + _WINDOW // 2]
-    late = seconds[-_WINDOW:]
     marks = sorted({_EARLY, count // 10, count // 4, count // 2, count})
-    stage.console.print(
-        "median of the last 100 appends, ms: "
-        + ", ".join(
-            f"{statistics.median(seconds[max(0, mark - _WINDOW) : mark]) * 1e3:.1f} at {mark:,}"
-            for mark in marks
+    for name, title, unit in (("seconds", "append", "ms"), ("cpu_seconds", "append's CPU", "CPU ms")):
+        values: list[float] = result[name]
+        medians = (statistics.median(values[max(0, mark - _WINDOW) : mark]) * 1e3 for mark in marks)
+        told = ", ".join(f"{value:.1f} at {mark:,}" for mark, value in zip(marks, medians, strict=True))
+        stage.console.print(f"{title}, median of the last {_WINDOW}, {unit}: {told}")
+        early = values[_EARLY - _WINDOW // 2 : _EARLY + _WINDOW // 2]
+        stage.record(
+            Record(
+                "commit_growth" if name == "seconds" else "commit_growth_cpu",
+                f"{title} at version {count:,}",
+                statistics.median(values[-_WINDOW:]) * 1e3,
+                statistics.median(early) * 1e3,
+                f"version {_EARLY}",
+                0.5,
+                unit,
+                True,
+            )
         )
-    )
-    stage.record(
-        Record(
-            "commit_growth",
-            f"append at version {count:,}",
-            statistics.median(late) * 1e3,
-            statistics.median(early) * 1e3,
-            f"version {_EARLY}",
-            0.5,
-            "ms",
-            True,
-        )
-    )

@@ -56,6 +56,8 @@ class Housekeeper:
         self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
         self._measured: dict[tuple[ProductName, str], _Measured] = {}
         self._maintained: dict[str, int] = {}
+        self._looked: dict[str, float] = {}
+        self._tended: dict[tuple[ProductName, str], float] = {}
         self._shared = (
             *(plan.layout.versions(name) for name in plan.products),
             plan.part_uri("ledger"),
@@ -79,8 +81,12 @@ class Housekeeper:
             key = (report.name, table)
             self._cuts[key] = (seq, report.row.created_at)
             job = self._jobs.get(key)
-            if job is None or job.done():
-                self._settle(key)
+            if job is not None and not job.done():
+                continue
+            self._settle(key)
+            now = time.monotonic()
+            if now - self._tended.get(key, 0.0) >= self._upkeep.tend_seconds:
+                self._tended[key] = now
                 self._jobs[key] = self._pool.submit(self._tend, key)
 
     def reports(self) -> Iterator[FoldReport]:
@@ -111,19 +117,23 @@ class Housekeeper:
         try:
             log = ChangeLog.open(target.changes_uri)
             self._fold(target, log, seq, created_at)
-            for uri in (target.changes_uri, target.current_uri, *self._shared):
+            self._maintain(target.changes_uri)
+            self._maintain(target.current_uri, compacting=False)
+            for uri in self._shared:
                 self._maintain(uri)
         except CommitConflict:
             # Another shift's housekeeper was first; what it left is as good.
             return
 
-    def _maintain(self, uri: str) -> None:
+    def _maintain(self, uri: str, *, compacting: bool = True) -> None:
         """Compact, archive and vacuum a table that has grown by enough commits."""
-        if not Table.exists(uri):
+        now = time.monotonic()
+        if now - self._looked.get(uri, 0.0) < self._upkeep.look_seconds or not Table.exists(uri):
             return
+        self._looked[uri] = now
         table = Table.open(uri)
         if table.version - self._maintained.get(uri, 0) >= self._upkeep.commit_count:
-            maintain(table, self._upkeep)
+            maintain(table, self._upkeep, compacting=compacting)
             self._maintained[uri] = table.version
 
     def _fold(self, target: Target, log: ChangeLog, seq: int, created_at: datetime) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh_assets.cdc.source import SourceConfig
+from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE
 from mesh_assets.contract.discovery import Discovery
 from mesh_assets.contract.model import TableContract
 from mesh_assets.errors import ContractError, UnknownName
@@ -41,7 +42,8 @@ class CapturePlan:
 
     Attributes:
         contract_hashes: by product, as they were when the plan was made.
-        contract_files: their files and the fingerprint of each, to notice a change cheaply.
+        contract_files: contracts and definitions of all products of the domain, also broken ones, and
+            the fingerprint of each, to notice a change cheaply.
     """
 
     source: SourceConfig
@@ -60,8 +62,17 @@ class CapturePlan:
         return self.layout.source(self.source.domain, self.source.name, part)
 
     def contracts_changed(self) -> bool:
-        """Whether a contract file differs from what the plan was made of."""
-        return any(_fingerprint(path) != known for path, known in self.contract_files.items())
+        """Whether the domain's products, one more or less included, differ from what the plan was made of."""
+        folders = {path.parent.parent for path in self.contract_files}
+        return {path: known for folder in folders for path, known in _product_files(folder).items()} != (
+            self.contract_files
+        )
+
+
+def _product_files(domain_folder: Path) -> dict[Path, str]:
+    """Contracts and definitions of a domain's products, with their fingerprints."""
+    names = (CONTRACT_FILE, DEFINITION_FILE)
+    return {path: _fingerprint(path) for name in names for path in sorted(domain_folder.glob(f"*/{name}"))}
 
 
 def _fingerprint(path: Path) -> str:
@@ -121,5 +132,5 @@ def capture_plan(settings: Settings, discovery: Discovery, domain: str, source: 
         layout,
         targets,
         {name: contract.hash for name, contract in contracts.items()},
-        {contract.path: _fingerprint(contract.path) for contract in contracts.values()},
+        _product_files(discovery.domains[domain].path.absolute().parent),
     )

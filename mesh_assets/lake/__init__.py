@@ -14,6 +14,15 @@ Write path, bottom up:
 - ``upkeep`` — compaction, archive and vacuum.
 - ``layout`` — the format number of everything below one lake root.
 
+Read path, bottom up:
+
+- ``shape``, ``exact`` — the columns and key of a table; texts of values that its types cannot hold.
+- ``mask``, ``image``, ``multiset`` — pure functions from log rows to the rows that they leave.
+- ``tail`` — the log rows beyond a current table.
+- ``current`` — the current table, and when to fold; ``fold``, ``span``, ``spill`` — how.
+- ``access`` — the one function that every read of data passes.
+- ``read`` — fresh and as-of reads, all changes of a key; ``query`` — SQL.
+
 Importing this package loads nothing; its modules import deltalake, which must not be loaded
 before a fork.
 """

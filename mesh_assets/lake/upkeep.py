@@ -49,7 +49,9 @@ class Upkeep:
             that is pinned to an older version for longer than this loses its files.
         small_bytes: files below this are worth putting together, up to about this size.
         run_length: how many adjacent files make a compaction worth its commit.
-        commit_count: by how many commits a table has grown when it is worth a look.
+        commit_count: by how many commits a table has grown when it is worth a round.
+        look_seconds: how often to look at a table's growth.
+        tend_seconds: how often to ask whether a fold pays.
     """
 
     archive_seconds: float = 300.0
@@ -57,6 +59,8 @@ class Upkeep:
     small_bytes: int = 64 * 1024 * 1024
     run_length: int = 8
     commit_count: int = 40
+    look_seconds: float = 20.0
+    tend_seconds: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,11 @@ class Maintained:
     removed_count: int = 0
 
 
-def maintain(table: Table, upkeep: Upkeep | None = None) -> Maintained:
+def maintain(table: Table, upkeep: Upkeep | None = None, *, compacting: bool = True) -> Maintained:
     """One round of compaction, archive and vacuum; cheap when there is nothing to do.
 
-    Give it a handle of its own, not the writer's: it moves the handle to the newest version.
+    Give it a handle of its own, not the writer's: it moves the handle to the newest version. A
+    current table goes without compaction: its folds keep the files as they need them.
 
     Raises:
         StorageFull: if the disk is full.
@@ -85,8 +90,11 @@ def maintain(table: Table, upkeep: Upkeep | None = None) -> Maintained:
     """
     upkeep = upkeep or Upkeep()
     table.refresh()
+    compacted_count = 0
+    if compacting:
+        compacted_count = compact(table, small_bytes=upkeep.small_bytes, run_length=upkeep.run_length)
     return Maintained(
-        compacted_count=compact(table, small_bytes=upkeep.small_bytes, run_length=upkeep.run_length),
+        compacted_count=compacted_count,
         archived_count=archive(table, grace_seconds=upkeep.archive_seconds),
         removed_count=vacuum(table, grace_seconds=upkeep.vacuum_seconds),
     )

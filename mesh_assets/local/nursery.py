@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -119,7 +120,7 @@ class Nursery:
             die_with_parent(signal.SIGTERM)
             return _work(arguments)
 
-        pid = fork(body, log=log, group=os.getpgrp(), release=False)
+        pid = fork(body, name=f"run-{run_id}", log=log, group=os.getpgrp(), release=False)
         self._running[pid] = run_id
         return pid
 
@@ -166,6 +167,11 @@ def _work(arguments: str) -> int:
 
 
 def warm_up() -> None:
-    """Import what every child needs, before the first fork; nothing that starts threads of its own."""
+    """Import what every child needs, before the first fork; nothing that starts threads of its own.
+
+    Afterwards the garbage collector leaves all of it alone: its marks would make every child copy it.
+    """
     for name in WARM:
         import_module(name)
+    gc.collect()
+    gc.freeze()

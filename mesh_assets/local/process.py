@@ -31,20 +31,31 @@ _STEADY_SECONDS = 60.0
 _LOG_BYTES = 8 << 20
 _TERMINATE_SECONDS = 6.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_NAME = 15  # PR_SET_NAME
+_NAME_BYTES = 15
 
 
 def die_with_parent(signal_number: int) -> None:
     """Have the kernel send this process a signal when its parent ends; a no-op except on Linux."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
+    _control(_DIE_WITH_PARENT, signal_number)
 
-    ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal_number)
+
+def rename(name: str) -> None:
+    """Have ``ps -o comm`` and ``top`` show this process by name, cut to 15 bytes; a no-op except on Linux."""
+    _control(_NAME, name.encode()[:_NAME_BYTES])
+
+
+def _control(option: int, value: int | bytes) -> None:
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(option, value)
 
 
 def fork(
     body: Callable[[], int | None],
     *,
+    name: str = "",
     log: Path | None,
     group: int | None,
     keep: Sequence[int] = (),
@@ -54,6 +65,7 @@ def fork(
 
     Args:
         body: what the child does; an exception is written to the log and ends it with code 1.
+        name: how the system's tools call it; empty: as this process.
         log: file that takes the child's output; None keeps this process's.
         group: process group that the child joins; None makes it the leader of a new one.
         keep: file descriptors, besides the standard ones, that the child needs.
@@ -76,6 +88,8 @@ def fork(
     code = 1
     try:
         os.setpgid(0, group or 0)
+        if name:
+            rename(name)
         _detach(log, keep)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -155,7 +169,9 @@ class Child:
         rotate(self.log)
         self._started_at = time.monotonic()
         self.exit_code = None
-        self.pid = fork(self.body, log=self.log, group=group, keep=self.keep, release=False)
+        self.pid = fork(
+            self.body, name=self.name, log=self.log, group=group, keep=self.keep, release=False
+        )
 
     def reap(self) -> bool:
         """Notice its end; True the moment that it is noticed. The next start waits for longer each time."""
@@ -227,7 +243,7 @@ class Guardian:
             finish()
             return 0
 
-        self.pid = fork(body, log=log, group=None, keep=(reading,))
+        self.pid = fork(body, name="guardian", log=log, group=None, keep=(reading,))
         os.close(reading)
 
     @property

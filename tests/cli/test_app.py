@@ -17,6 +17,9 @@ from typer.testing import Result
 
 from mesh_assets.cli import completion
 from mesh_assets.cli.app import app
+from mesh_assets.contract.discovery import discover
+from mesh_assets.plan import CapturePlan, capture_plan
+from mesh_assets.settings import Settings
 
 Run = Callable[..., Result]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -198,6 +201,32 @@ def test_validate_never_passes_what_is_not_there(mesh: Run, products: Path, tmp_
     result = mesh("validate", "products/sales/orders")
     assert result.exit_code == 1
     assert "products/sales/defs.yaml:" in result.stdout
+
+
+def test_a_shift_notices_a_new_a_changed_and_a_removed_product(
+    products: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESH_SOURCE_SALES_APP_URL", "postgresql://nobody@127.0.0.1:1/sales")
+    orders, returns = products / "sales" / "orders", products / "sales" / "returns"
+
+    def plan() -> CapturePlan:
+        settings = Settings()
+        return capture_plan(settings, discover(settings.products), "sales", "app")
+
+    known = plan()
+    assert not known.contracts_changed()
+    returns.mkdir()
+    assert not known.contracts_changed()
+    (returns / "contract.yaml").write_text("kind: DataContract\n")
+    assert known.contracts_changed()
+    # A broken product is no reason to begin again and again.
+    assert not plan().contracts_changed()
+    shutil.rmtree(returns)
+    assert not known.contracts_changed()
+    (orders / "contract.yaml").write_text((orders / "contract.yaml").read_text() + "\n")
+    assert known.contracts_changed()
+    shutil.rmtree(orders)
+    assert known.contracts_changed()
 
 
 # -- completion

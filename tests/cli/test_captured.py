@@ -146,7 +146,7 @@ def test_sql_as_table_json_csv_and_parquet(answer: Answer, mesh: Run, tmp_path: 
     }
     assert answer("sql", statement) == [expected]
     assert "Ada [bold] Lovelace" in mesh("sql", statement).stdout
-    assert "1 rows; sales.customers version" in mesh("sql", statement).stderr
+    assert "1 row; sales.customers version" in mesh("sql", statement).stderr
     rows = list(csv.DictReader(io.StringIO(mesh("sql", statement, "--format", "csv").stdout)))
     assert rows == [{**expected, "customer_id": "1", "email": ""}]
     for suffix in ("csv", "json", "parquet"):

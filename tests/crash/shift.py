@@ -34,7 +34,9 @@ _EAGER = Budget(
     snapshot_rows=25,
     claim_seconds=1.0,
     fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0),
-    upkeep=Upkeep(archive_seconds=0.5, vacuum_seconds=10.0, run_length=3, commit_count=4),
+    upkeep=Upkeep(
+        archive_seconds=0.5, vacuum_seconds=10.0, run_length=3, commit_count=4, look_seconds=0, tend_seconds=0
+    ),
 )
 _CHECKPOINT_INTERVAL = 6
 

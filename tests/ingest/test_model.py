@@ -334,7 +334,7 @@ _BUDGET = Budget(
     batch_rows=20,
     snapshot_rows=5,
     fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0),
-    upkeep=Upkeep(archive_seconds=0.0, run_length=2, commit_count=1),
+    upkeep=Upkeep(archive_seconds=0.0, run_length=2, commit_count=1, look_seconds=0, tend_seconds=0),
 )
 
 

@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import LiteralString, cast
 
 import polars as pl
-import psycopg
 import pytest
 
 from mesh_assets.cdc.gap import GapLog
 from mesh_assets.cdc.parking import ParkingLog
 from mesh_assets.cdc.source import Source
 from mesh_assets.errors import Fenced, SlotBusy, SourceDisconnected, SourceNotReady, SourceUnreachable
-from mesh_assets.ingest import Shift
 from mesh_assets.lake.ledger import Ledger
-from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.lineage import store
-from mesh_assets.parity import parity
-from mesh_assets.plan import CapturePlan
-from mesh_assets.report import BatchReport, Budget, ShiftResult, Silent, VersionReport
+from mesh_assets.report import BatchReport, ShiftResult, Silent, VersionReport
 from tests.crash.world import World
-
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30)
-
-
-def drain(plan: CapturePlan, observer: Silent | None = None, budget: Budget = QUICK) -> ShiftResult:
-    """One short shift."""
-    return Shift(plan, budget=budget, observer=observer).run()
-
-
-def assert_equal(plan: CapturePlan, *tables: str) -> None:
-    """Parity of all tables, or of those named."""
-    for target in plan.targets:
-        if not tables or target.table in tables:
-            result = parity(plan, target)
-            assert result.equal, result.sentence()
-
-
-def log_of(plan: CapturePlan, table: str) -> ChangeLog:
-    """The change log of one table."""
-    return ChangeLog.open(next(one.changes_uri for one in plan.targets if one.table == table))
+from tests.ingest import capture
+from tests.ingest.capture import QUICK, assert_equal, drain, log_of
 
 
 def execute(world: World, *statements: str) -> None:
     """Run statements at the source, each in its own transaction."""
-    with psycopg.connect(world.url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(cast(LiteralString, statement))
+    capture.execute(world.url, *statements)
 
 
 def test_snapshot_then_changes_equal_the_source(world: World) -> None:

@@ -222,7 +222,7 @@ def fold_images(shape: Shape, log: pl.LazyFrame, base: pl.DataFrame | None, afte
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_images_equal_the_sequential_model(name: str, data: st.DataObject) -> None:
     shape = SHAPES[name]
@@ -232,7 +232,7 @@ def test_images_equal_the_sequential_model(name: str, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_images_on_a_base_equal_the_sequential_model(name: str, data: st.DataObject) -> None:
     """Without rejections a base is the log's previous image; with them, reading looks further back."""
@@ -266,7 +266,7 @@ def append(log: ChangeLog, changes: list[Change]) -> None:
 
 
 @pytest.mark.parametrize("key", [("k",), ("k", "part")], ids="+".join)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_folds_and_reads_equal_the_sequential_model(
     key: tuple[str, ...], tmp_path: Path, data: st.DataObject
@@ -334,7 +334,7 @@ def keyless_histories(draw: st.DrawFn) -> list[Change]:
     return changes
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=keyless_histories(), stop=st.integers(0, 11), small=st.booleans())
 def test_a_table_without_a_key_is_a_multiset(
     tmp_path: Path, changes: list[Change], stop: int, small: bool

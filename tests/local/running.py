@@ -1,0 +1,213 @@
+"""A mesh that runs as people run it: the command in a process of its own, asked over HTTP and by commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[2]
+MESH = Path(sys.executable).with_name("mesh")
+PATIENCE_SECONDS = 90.0
+"""How long anything may take on a machine that has other things to do."""
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str, timeout_seconds: float = PATIENCE_SECONDS) -> T:
+    """Wait until the condition is truthy, and return what it gave."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_seconds:.0f} s"
+        time.sleep(0.1)
+    return found
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """This process's environment, with nothing in it that would point at another mesh."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "DAGSTER_"))}
+    return {**kept, "MESH_HOME": str(home), "MESH_PORT": str(free_port()), **more}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """All processes that belong to the mesh of a home folder, wherever they were moved to."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            line = " ".join(process.cmdline())
+            ours = str(home) in line
+            # PostgreSQL writes over its environment, but has its folder in its command line.
+            if not ours and process.name() != "postgres":
+                ours = process.environ().get("MESH_HOME") == str(home)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if ours:
+            found[process.pid] = f"{process.name()}: {line}"
+    return found
+
+
+class Running:
+    """One ``mesh up``; killed at the end if it still runs.
+
+    Args:
+        home: its home folder.
+        arguments: of the command.
+        more: environment variables.
+    """
+
+    def __init__(self, home: Path, *arguments: str, more: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.output = home.with_name(f"{home.name}.out")
+        self.environment = environment(home, **(more or {}))
+        with self.output.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [MESH, "up", *arguments],
+                cwd=PROJECT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        if error is not None:
+            logs = sorted((self.home / "logs").glob("*.log"))
+            print(self.text(), *(f"== {log.name}\n{log.read_text()[-3000:]}" for log in logs), sep="\n")
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.output.read_text()
+
+    def says(self, text: str) -> bool:
+        """Whether it has printed this; fails if it ended without."""
+        if text in self.text():
+            return True
+        assert self.process.poll() is None, f"it ended without saying {text!r}:\n{self.text()}"
+        return False
+
+    def ready(self) -> Self:
+        """Wait until it is ready."""
+        until(lambda: self.says("Dagster: http://"), "ready")
+        return self
+
+    def child(self, name: str) -> psutil.Process | None:
+        """A child process, by the name that the kernel knows it by."""
+        for process in psutil.Process(self.process.pid).children():
+            if process.name() == name[:15] and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def command(self, *arguments: str, code: int = 0) -> str:
+        """Run another ``mesh`` command beside it and return its output."""
+        done = subprocess.run(
+            [MESH, *arguments],
+            cwd=PROJECT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + ("" if code == 0 else done.stderr)
+
+    # -- Dagster
+
+    @property
+    def address(self) -> str:
+        record = json.loads((self.home / "up.json").read_text())
+        return str(record["addresses"]["Dagster"])
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        """Ask Dagster in GraphQL."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(
+            f"{self.address}/graphql", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found: dict[str, Any] = json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        return found
+
+    def materialised(self) -> dict[str, int]:
+        """How many materialisations (at most one) each asset has, by key."""
+        nodes = self.ask("{assetNodes {assetKey {path} assetMaterializations(limit: 1) {runId}}}")["assetNodes"]
+        return {"/".join(node["assetKey"]["path"]): len(node["assetMaterializations"]) for node in nodes}
+
+    def runs(self, source: str, *statuses: str) -> list[dict[str, Any]]:
+        """Shifts of a source, newest first; without statuses all of them."""
+        answer = self.ask(
+            "query q($filter: RunsFilter!) {runsOrError(filter: $filter) {... on Runs {results "
+            "{runId status startTime endTime}}}}",
+            filter={
+                "tags": [{"key": "mesh/shift", "value": source}],
+                **({"statuses": statuses} if statuses else {}),
+            },
+        )
+        found: list[dict[str, Any]] = answer["runsOrError"]["results"]
+        return found
+
+    def status(self, run_id: str) -> str:
+        """The status of a run."""
+        answer = self.ask(
+            "query q($id: ID!) {runOrError(runId: $id) {... on Run {status}}}", id=run_id
+        )
+        return str(answer["runOrError"]["status"])
+
+    def launch(self, location: str, key: str) -> str | None:
+        """Press Materialize on one asset; the run's id, or None if its location is not there."""
+        answer = self.ask(
+            "mutation m($p: ExecutionParams!) {launchPipelineExecution(executionParams: $p) "
+            "{__typename ... on LaunchRunSuccess {run {runId}}}}",
+            p={
+                "selector": {
+                    "repositoryLocationName": location,
+                    "repositoryName": "__repository__",
+                    "pipelineName": "__ASSET_JOB",
+                    "assetSelection": [{"path": key.split("/")}],
+                    "assetCheckSelection": [],
+                },
+                "runConfigData": "{}",
+                "mode": "default",
+            },
+        )["launchPipelineExecution"]
+        return str(answer["run"]["runId"]) if "run" in answer else None
+
+    def cancel(self, run_id: str) -> str:
+        """Cancel a run as the UI does; the kind of answer."""
+        answer = self.ask("mutation m($id: String!) {terminateRun(runId: $id) {__typename}}", id=run_id)
+        return str(answer["terminateRun"]["__typename"])
