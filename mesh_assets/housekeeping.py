@@ -26,6 +26,8 @@ from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import FoldReport, VersionReport
 
+_PATIENCE_SECONDS = 60.0
+"""How long folding gives way to a backlog."""
 _CORES = 1.0
 """Cores whose time counts for the fold budget."""
 
@@ -63,6 +65,7 @@ class Housekeeper:
             plan.part_uri("ledger"),
             plan.layout.lineage(),
         )
+        self._resting = False
         self._reports: queue.SimpleQueue[FoldReport] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -73,19 +76,20 @@ class Housekeeper:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def cut(self, report: VersionReport) -> None:
-        """A product version is durable: its tables may be folded up to it."""
+    def cut(self, report: VersionReport, *, later: bool = False) -> None:
+        """A product version is durable: its tables may be folded up to it (``later``: but a backlog comes first)."""
         if self._policy is None:
             return
         for table, seq in report.row.tables.items():
             key = (report.name, table)
             self._cuts[key] = (seq, report.row.created_at)
             job = self._jobs.get(key)
-            if job is not None and not job.done():
+            if self._resting or (job is not None and not job.done()):
                 continue
             self._settle(key)
             now = time.monotonic()
-            if now - self._tended.get(key, 0.0) >= self._upkeep.tend_seconds:
+            patience = _PATIENCE_SECONDS if later else self._upkeep.tend_seconds
+            if now - self._tended.setdefault(key, now if later else 0.0) >= patience:
                 self._tended[key] = now
                 self._jobs[key] = self._pool.submit(self._tend, key)
 
@@ -97,6 +101,13 @@ class Housekeeper:
         while not self._reports.empty():
             yield self._reports.get()
 
+    def rest(self) -> bool:
+        """Begin nothing any more; True once nothing is under way."""
+        self._resting = True
+        for job in self._jobs.values():
+            job.cancel()
+        return all(job.done() for job in self._jobs.values())
+
     def finish(self) -> None:
         """Wait for what runs, and tend every table once more."""
         for key in self._cuts:
@@ -107,7 +118,7 @@ class Housekeeper:
 
     def _settle(self, key: tuple[ProductName, str]) -> None:
         job = self._jobs.pop(key, None)
-        if job is not None:
+        if job is not None and not job.cancelled():
             job.result()
 
     # -- in the background --------------------------------------------------------------------

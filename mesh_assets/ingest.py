@@ -77,6 +77,7 @@ class Shift:
         self._landings: dict[str, Landing] = {}
         self._backfill: ExportedSnapshot | None = None
         self._held_open = ExitStack()
+        self._behind = False
 
     def run(self) -> ShiftResult:
         """Drain until idle, out of budget, cancelled or overtaken by a new contract.
@@ -96,7 +97,8 @@ class Shift:
             with Housekeeper(self.plan, self.budget.fold, self.budget.upkeep) as self._housekeeper:
                 if self._snapshot(source):
                     self._drain(source)
-                    self._housekeeper.finish()
+                    if self.result.reason == "idle":
+                        self._housekeeper.finish()
                 self._report_folds()
         self.result.seconds = time.monotonic() - self._started
         return self.result
@@ -111,17 +113,18 @@ class Shift:
         self._recover()
         self._ledger = Ledger(plan.part_uri("ledger"))
         self._gaps = GapLog(plan.part_uri("gaps"))
-        self._parking = ParkingLog(plan.part_uri("parking"))
         schemas = SchemaLog(plan.part_uri("schemas"))
         self._cutter = Cutter(plan, self.run_id)
         with Source(replace(plan.source, tables=tuple(relations))) as publisher:
             self._begin(publisher)
+        self._parking = ParkingLog(plan.part_uri("parking"), self._gaps.count)
         for target in plan.targets:
-            landing = Landing(target, plan.source.name, schemas, source.describe)
+            landing = Landing(target, plan.source.name, schemas, source.describe, self._gaps.count)
             self._landings[target.source_table] = landing
+            if target.source_table in unfit:
+                self._refuse(landing, unfit[target.source_table])
+                continue
             try:
-                if target.source_table in unfit:
-                    raise unfit[target.source_table]
                 landing.open(relations[target.source_table], now)
                 check_contract(plan, target, relations[target.source_table])
                 self._unpark(source, landing)
@@ -172,7 +175,9 @@ class Shift:
         """Give a repaired table its parked changes, in order, before any new one."""
         table = landing.target.source_table
         decoder = Decoder(source.resolve, key_of=self._key_of)
-        for relation, frame in self._parking.replay(table, landing.relation.oid, landing.position, decoder):
+        for relation, frame in self._parking.replay(
+            table, landing.relation.oid, landing.position, decoder, gap_count=landing.held_gap_count
+        ):
             landing.land(relation, frame, datetime.now(UTC))
             self.observer.message(f"{table}: {frame.num_rows:,} parked changes landed")
 
@@ -180,11 +185,10 @@ class Shift:
 
     def _snapshot(self, source: Source) -> bool:
         """Read every table that is not wholly held; False if cancelled meanwhile."""
-        since = self._gaps.latest_lsn()
 
         def wanted() -> list[Landing]:
             present = (one for one in self._landings.values() if one.refused is None)
-            return [landing for landing in present if landing.snapshot_wanted(since)]
+            return [landing for landing in present if landing.snapshot_wanted]
 
         for attempt in range(_SNAPSHOT_ATTEMPTS):
             landings = wanted()
@@ -299,7 +303,12 @@ class Shift:
                 break
             if quiet.over and self._backfill is None:
                 break
-            if now - self._started > budget.max_seconds and observer.relieved():
+            if (
+                now - self._started > budget.max_seconds
+                and observer.relieved()
+                # The successor cannot begin before this shift has ended: drain on while a fold ends.
+                and self._housekeeper.rest()
+            ):
                 self.result.reason = "budget"
                 break
         if decoder.row_count:
@@ -344,6 +353,8 @@ class Shift:
     def _land(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         """Make one batch durable in the order that this module promises, then acknowledge it."""
         started, batch = time.monotonic(), decoder.take()
+        # Large batches are a backlog: folding waits until it is drained, and then folds once.
+        self._behind = batch.row_count >= self.budget.batch_rows / 4
         failpoint.reach("append.before")
         reports: list[TableReport] = []
         if self._backfill is not None and batch.position[0] >= self._backfill.lsn:
@@ -391,7 +402,7 @@ class Shift:
         for report in self._cutter.cut(self._landings.values(), commit_lsn, end_lsn, final=final):
             self._lineage.version(report)
             self.observer.version(report)
-            self._housekeeper.cut(report)
+            self._housekeeper.cut(report, later=self._behind)
         failpoint.reach("version.after")
 
     def _record(self, commit_lsn: int, end_lsn: int, observed_at: datetime) -> None:

@@ -29,6 +29,7 @@ from mesh_assets.report import TableReport
 
 _SNAPSHOT = "snapshot"
 _SNAPSHOT_LSN = "snapshot/lsn"
+_SNAPSHOT_GAPS = "snapshot/gaps"
 _READING, _DONE, _BACKFILL = 0, 1, 2
 """States of a table's snapshot, kept as an app transaction of its log."""
 _LAST_ORDINAL = 2**62
@@ -50,6 +51,7 @@ class Landing:
         source: name of the source, which prefixes its positions.
         schemas: schema versions of the source's tables.
         describe: what the source's catalog says of ``schema.table`` now.
+        gap_count: how many gaps the source had so far.
 
     Attributes:
         refused: why the table takes nothing in this shift; its changes are parked.
@@ -57,7 +59,12 @@ class Landing:
     """
 
     def __init__(
-        self, target: Target, source: str, schemas: SchemaLog, describe: Callable[[str], Relation]
+        self,
+        target: Target,
+        source: str,
+        schemas: SchemaLog,
+        describe: Callable[[str], Relation],
+        gap_count: int,
     ) -> None:
         self.target = target
         self.refused: MeshError | None = None
@@ -67,6 +74,7 @@ class Landing:
         self._source = source
         self._schemas = schemas
         self._describe = describe
+        self._gap_count = gap_count
 
     @property
     def opened(self) -> bool:
@@ -124,7 +132,7 @@ class Landing:
         added = added_columns(self._version, relation)
         if added:
             self.log.add_columns([pa.field(column.name, column.arrow) for column in added])
-            if any(column.missing is not None for column in added) and not self.snapshot_wanted(0):
+            if any(column.missing is not None for column in added) and not self.snapshot_wanted:
                 # The log says nothing of the value that older rows now have: read them again.
                 self._mark(_BACKFILL, at)
             version = SchemaVersion.of(relation, self._version.number + 1)
@@ -148,10 +156,16 @@ class Landing:
         """Commit LSN of the last change held, or what the last snapshot contains."""
         return self.position[0]
 
-    def snapshot_wanted(self, since_lsn: int) -> bool:
-        """Whether no whole snapshot from ``since_lsn`` on is held."""
+    @property
+    def snapshot_wanted(self) -> bool:
+        """Whether no whole snapshot since the source's last gap is held."""
         state = self.log.transaction(_SNAPSHOT) or _READING
-        return state == _READING or (self.log.transaction(_SNAPSHOT_LSN) or 0) < since_lsn
+        return state == _READING or self.held_gap_count < self._gap_count
+
+    @property
+    def held_gap_count(self) -> int:
+        """How many gaps there were when the snapshot that is held was taken; it qualifies the position."""
+        return gap_count_of(self.log)
 
     @property
     def backfill_wanted(self) -> bool:
@@ -202,7 +216,8 @@ class Landing:
         moves up to it in the same commit, so that the stream's are dropped.
         """
         state = _DONE if done else self._reading()
-        appended = self._append(frame, (lsn - 1, _LAST_ORDINAL), at, {_SNAPSHOT_LSN: lsn, _SNAPSHOT: state})
+        kept = {_SNAPSHOT_LSN: lsn, _SNAPSHOT_GAPS: self._gap_count, _SNAPSHOT: state}
+        appended = self._append(frame, (lsn - 1, _LAST_ORDINAL), at, kept)
         failpoint.reach("snapshot.chunk")
         return appended
 
@@ -295,6 +310,11 @@ class SnapshotLanding:
         landing = self._landing
         rows = rows_at(landing.log, landing.target.current_uri, landing.log.seq, columns=self._columns)
         yield from rows.collect_batches(chunk_size=250_000)
+
+
+def gap_count_of(log: ChangeLog) -> int:
+    """How many gaps its source had when the snapshot that a change log holds was taken."""
+    return log.transaction(_SNAPSHOT_GAPS) or 0
 
 
 def _restricted(described: Relation, streamed: Relation) -> Relation:

@@ -259,9 +259,12 @@ def _differences(
                 .hstack(key_hash(chosen, key))
                 .with_columns(row_hash(chosen, columns).alias("_h"))
             )
-        return pl.concat(parts)
+        return pl.concat(parts) if parts else pl.DataFrame()
 
-    both = hashed(theirs).join(hashed(ours), on=["_k0", "_k1"], how="full", suffix="_lake")
+    left, right = hashed(theirs), hashed(ours)
+    # Without any row there may be no batch either, which would tell the columns.
+    left, right = (right.clear() if left.is_empty() else left), (left.clear() if right.is_empty() else right)
+    both = left.join(right, on=["_k0", "_k1"], how="full", suffix="_lake")
     differs = both.filter(pl.col("_h").ne_missing(pl.col("_h_lake"))).with_columns(
         pl.when(pl.col("_h_lake").is_null())
         .then(pl.lit("missing"))

@@ -9,6 +9,7 @@ from mesh_assets.cdc.source import Source
 from mesh_assets.contract.arrow import compare
 from mesh_assets.errors import (
     ContractError,
+    CredentialsRejected,
     IdentityMissing,
     MeshError,
     SourceNotReady,
@@ -27,16 +28,18 @@ def preflight(plan: CapturePlan, source: Source) -> tuple[dict[str, Relation], d
     Raises:
         SourceError: if the source itself is not ready, or none of its tables is.
     """
+    # Credentials may be refused to all tables or to one that this user may not read.
+    own = (*TABLE_ERRORS, CredentialsRejected)
     try:
         return source.preflight(), {}
-    except (*TABLE_ERRORS, SourceNotReady) as error:
+    except (*own, SourceNotReady) as error:
         relations: dict[str, Relation] = {}
         unfit: dict[str, MeshError] = {}
         for table in plan.source.tables:
             with Source(replace(plan.source, tables=(table,))) as alone:
                 try:
                     relations |= alone.preflight()
-                except TABLE_ERRORS as problem:
+                except own as problem:
                     unfit[table] = problem
         if not relations:
             raise error from None

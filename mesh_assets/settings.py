@@ -26,6 +26,8 @@ class Settings(BaseSettings):
         products: the folder with one folder per domain.
         dagster_postgres_url: Dagster's instance storage; empty means the embedded cluster.
         port: where the Dagster UI listens, if it is free; else a free one is taken.
+        shift_seconds: a shift over a source that is never idle ends after this time, once its
+            successor is queued.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore")
@@ -35,6 +37,7 @@ class Settings(BaseSettings):
     products: Path = Field(default=_PROJECT / "products")
     dagster_postgres_url: str = ""
     port: int = 3000
+    shift_seconds: float = Field(default=900.0, gt=0)
 
     @cached_property
     def lake_root(self) -> str:

@@ -252,12 +252,16 @@ def _parked(uri: str, source: str, changes: Mapping[str, str]) -> tuple[ParkedTa
             0,
             -1,
         )
-        if log.position(source_table) <= held:
+        gap_count = gap_count_of(ChangeLog.open(changes_uri)) if Table.exists(changes_uri) else 0
+        if log.position(source_table, gap_count) <= held:
             continue
         lsn, at = pl.col("_position"), pl.col("_ordinal")
         beyond = (lsn > held[0]) | ((lsn == held[0]) & (at > held[1]))
         waiting = table.scan(table.files()).filter(
-            (pl.col("table") == source_table) & (pl.col("kind") != "R") & beyond
+            (pl.col("table") == source_table)
+            & (pl.col("gap_count") == gap_count)
+            & (pl.col("kind") != "R")
+            & beyond
         )
         count, since, last = (
             waiting.select(pl.len(), pl.col("_committed_at").min(), lsn.max()).collect().row(0)

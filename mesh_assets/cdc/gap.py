@@ -67,6 +67,11 @@ class GapLog:
             for row in Table.open(uri).read().to_pylist():
                 self._gaps.append(Gap(row["reason"], row["from_lsn"], row["to_lsn"]))
 
+    @property
+    def count(self) -> int:
+        """How many there were; positions are comparable only between two gaps (a server may change)."""
+        return len(self._gaps)
+
     def latest_lsn(self) -> int:
         """Where capture began again after the newest gap; 0 without any gap."""
         return self._gaps[-1].to_lsn if self._gaps else 0

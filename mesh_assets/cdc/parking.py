@@ -16,24 +16,34 @@ from mesh_assets.cdc.decode import PARKED_SCHEMA, Decoder
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.lake.table import Table
 
-SCHEMA = pa.schema([pa.field("table", pa.string()), *PARKED_SCHEMA])
+SCHEMA = pa.schema([pa.field("table", pa.string()), pa.field("gap_count", pa.int32()), *PARKED_SCHEMA])
 
 _PAGE_ROWS = 50_000
 
 
 class ParkingLog:
-    """Raw ``pgoutput`` messages by table, in a Delta table created on first use."""
+    """Raw ``pgoutput`` messages by table, in a Delta table created on first use.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        uri: where it lies.
+        gap_count: how many gaps the source had so far; what is parked is told apart by it, because
+            after a gap positions may count from below.
+    """
+
+    def __init__(self, uri: str, gap_count: int = 0) -> None:
         self._uri = uri
+        self._gap_count = gap_count
         self._table = Table.open(uri) if Table.exists(uri) else None
 
-    def position(self, table: str) -> tuple[int, int]:
-        """Position of the last change parked of ``schema.table``; (0, -1) when none is."""
+    def position(self, table: str, gap_count: int | None = None) -> tuple[int, int]:
+        """Position of the last change parked of ``schema.table`` since the last gap; (0, -1) when none is.
+
+        ``gap_count`` asks for those parked when there were only so many gaps.
+        """
         if self._table is None:
             return (0, -1)
-        lsn = self._table.transaction(f"{table}/lsn")
-        ordinal = self._table.transaction(f"{table}/ordinal")
+        lsn_id, ordinal_id = _app_ids(table, self._gap_count if gap_count is None else gap_count)
+        lsn, ordinal = self._table.transaction(lsn_id), self._table.transaction(ordinal_id)
         return (0, -1) if lsn is None or ordinal is None else (lsn, ordinal)
 
     def park(self, table: str, messages: pa.Table) -> int:
@@ -51,28 +61,36 @@ class ParkingLog:
             self._table = Table.create(
                 self._uri, SCHEMA, append_only=True, name="parking", description="raw changes that wait"
             )
-        last = changes.num_rows - 1
+        last, row_count = changes.num_rows - 1, messages.num_rows
+        lsn_id, ordinal_id = _app_ids(table, self._gap_count)
+        gap_count = pa.repeat(pa.scalar(self._gap_count, pa.int32()), row_count)
+        named = messages.add_column(0, "table", pa.repeat(table, row_count))
         self._table.append(
-            messages.add_column(0, "table", pa.repeat(table, messages.num_rows)).select(SCHEMA.names),
+            named.add_column(1, "gap_count", gap_count).select(SCHEMA.names),
             transactions={
-                f"{table}/lsn": changes["_position"][last].as_py(),
-                f"{table}/ordinal": changes["_ordinal"][last].as_py(),
+                lsn_id: changes["_position"][last].as_py(),
+                ordinal_id: changes["_ordinal"][last].as_py(),
             },
         )
         return int(changes.num_rows)
 
     def replay(
-        self, table: str, oid: int, after: tuple[int, int], decoder: Decoder
+        self, table: str, oid: int, after: tuple[int, int], decoder: Decoder, *, gap_count: int = 0
     ) -> Iterator[tuple[Relation, pa.Table]]:
         """Decode the parked changes of ``schema.table`` beyond ``after``, in order, in pages.
 
-        ``decoder`` is one of its own for this, which knows the table's types and key.
+        Args:
+            after: a position that was reached when there were ``gap_count`` gaps: changes that were
+                parked after a later one are contained in the snapshot that heals it.
+            decoder: one of its own for this, which knows the table's types and key.
         """
-        if self._table is None or self.position(table) <= after:
+        if self._table is None or self.position(table, gap_count) <= after:
             return
-        mine = self._table.scan(self._table.files()).filter(pl.col("table") == table)
+        mine = self._table.scan(self._table.files()).filter(
+            (pl.col("table") == table) & (pl.col("gap_count") == gap_count)
+        )
         # An announcement has the ordinal of the change that follows it.
-        ordered = mine.sort("_position", "_ordinal", pl.col("kind") != "R").drop("table")
+        ordered = mine.sort("_position", "_ordinal", pl.col("kind") != "R").drop("table", "gap_count")
         parked = ordered.collect().to_arrow().cast(PARKED_SCHEMA)
         for start in range(0, parked.num_rows, _PAGE_ROWS):
             decoder.replay(oid, parked.slice(start, _PAGE_ROWS).combine_chunks())
@@ -80,6 +98,10 @@ class ParkingLog:
                 new = frame.filter(_beyond(frame, after))
                 if new.num_rows:
                     yield relation, new
+
+
+def _app_ids(table: str, gap_count: int) -> tuple[str, str]:
+    return f"{table}/{gap_count}/lsn", f"{table}/{gap_count}/ordinal"
 
 
 def _beyond(rows: pa.Table, position: tuple[int, int]) -> pa.ChunkedArray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import polars.selectors
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -106,7 +107,7 @@ def _flat(rows: pa.Table) -> pl.DataFrame:
             columns[field.name] = column
     frame = pl.from_arrow(pa.table(columns))
     assert isinstance(frame, pl.DataFrame)
-    return frame
+    return frame.with_columns(polars.selectors.datetime().dt.to_string("iso:strict"))
 
 
 def _print(rows: pa.Table, row_limit: int | None) -> None:

@@ -126,9 +126,12 @@ def _render(
         out.print(cell(f"the mesh is not up; its data is in {mesh.settings.home.absolute()}"), soft_wrap=True)
     out.print(_source_table(sources))
     out.print(_product_table(products))
+    asleep = [] if up else [one for one in sources if one.problem and _embedded(mesh, one)]
+    if asleep:
+        out.print(cell("the embedded databases answer only while the mesh is up", "dim"), soft_wrap=True)
     for source in sources:
         name = f"{source.domain}.{source.source}"
-        if source.problem:
+        if source.problem and source not in asleep:
             out.print(cell(f"{name}: {source.problem}", "red"), soft_wrap=True)
         for parked in source.parked:
             out.print(
@@ -150,6 +153,13 @@ def _render(
             )
     for folder, error in broken:
         out.print(cell(f"{folder} is left out: {error}", "red"), soft_wrap=True)
+
+
+def _embedded(mesh: Mesh, source: SourceStatus) -> bool:
+    """Whether the source's address is the one that ``mesh up`` left."""
+    settings = mesh.settings
+    given = settings.source_variable(source.domain, source.source) in os.environ
+    return not given and settings.source_file(source.domain, source.source).exists()
 
 
 def _source_table(sources: list[SourceStatus]) -> Any:  # noqa: ANN401 - a rich renderable

@@ -26,11 +26,11 @@ from mesh_assets.lake.span import Span, ordered, route, spans, split, starts_of
 from mesh_assets.lake.spill import spilled
 from mesh_assets.lake.tail import Tail, shape_of, truncated_at
 
-_WORK_BYTES = 48 << 20
+_WORK_BYTES = 32 << 20
 """Arrow bytes of tail rows that are in memory at one time (a few copies of them are)."""
-_FILE_BYTES = 80 << 20
-"""Arrow bytes of one file's rows, about 64 MB of Parquet at most."""
-_FILE_ROWS = 1_000_000
+_FILE_BYTES = 40 << 20
+"""Arrow bytes of one file's rows: a fold holds a few copies of one file at a time."""
+_FILE_ROWS = 500_000
 _SAMPLE_ROWS = 200_000
 _READ_TIMES = 3.0
 """A tail that would have to be read more often than this is put aside by key first."""

@@ -84,7 +84,7 @@ def render(sight: Sight, addresses: dict[str, str]) -> RenderableType:
     for product in sight.products:
         products.add_row(
             product.name,
-            "-" if product.row_count is None else f"{product.row_count:,}",
+            _rows(product),
             str(product.version or "-"),
             _age(product),
             Text(product.problem, style="red"),
@@ -109,7 +109,7 @@ def lines(sight: Sight) -> Iterable[str]:
         )
     if sight.products:
         yield "; ".join(
-            f"{one.name} v{one.version} {one.row_count or 0:,} rows {_age(one)} old" for one in sight.products
+            f"{one.name} v{one.version} {_rows(one)} rows {_age(one)} old" for one in sight.products
         )
 
 
@@ -131,6 +131,10 @@ def _rate(rate: float | None) -> str:
 
 def _problem(source: SourceSight) -> Text:
     return Text(source.problem, style="red")
+
+
+def _rows(product: ProductSight) -> str:
+    return "-" if product.row_count is None else f"{product.row_count:,}"
 
 
 def _age(product: ProductSight) -> str:

@@ -84,7 +84,7 @@ class Nursery:
 
     def _answer(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError, ValueError):
+        with connection, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             # One slow caller may not hold up the others.
             connection.settimeout(2.0)
             request = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))

@@ -169,9 +169,7 @@ class Child:
         rotate(self.log)
         self._started_at = time.monotonic()
         self.exit_code = None
-        self.pid = fork(
-            self.body, name=self.name, log=self.log, group=group, keep=self.keep, release=False
-        )
+        self.pid = fork(self.body, name=self.name, log=self.log, group=group, keep=self.keep, release=False)
 
     def reap(self) -> bool:
         """Notice its end; True the moment that it is noticed. The next start waits for longer each time."""

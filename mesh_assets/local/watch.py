@@ -163,7 +163,8 @@ class Watch:
             else:
                 log.refresh()
             row = log.latest()
-            row_count = sum(self._rows(layout.table(name, CURRENT, table.name)) for table in contract.tables)
+            counts = [self._rows(layout.table(name, CURRENT, table.name)) for table in contract.tables]
+            row_count = sum(one for one in counts if one is not None) if None not in counts else None
         except TableMissing:
             return ProductSight(str(name))
         except LakeError as error:
@@ -172,8 +173,8 @@ class Watch:
             return ProductSight(str(name), row_count)
         return ProductSight(str(name), row_count, row.version, row.committed_at.isoformat())
 
-    def _rows(self, uri: str) -> int:
-        """Rows of a current table as last folded; 0 before the first fold."""
+    def _rows(self, uri: str) -> int | None:
+        """Rows of a current table as last folded; None before the first fold."""
         current = self._currents.get(uri)
         if current is not None:
             current.refresh()
@@ -181,8 +182,8 @@ class Watch:
             try:
                 current = self._currents[uri] = Current.open(uri)
             except TableMissing:
-                return 0
-        return current.row_count
+                return None
+        return current.row_count if current.folded >= 0 else None
 
     # -- Dagster
 

@@ -260,6 +260,8 @@ class RunObserver:
                 row_count, version = log.seq + 1, log.table.version
             else:
                 current = Current.open(seen.uri)
+                if current.folded < 0:
+                    return
                 row_count, version = current.row_count, current.table.version
         except TableMissing:
             return

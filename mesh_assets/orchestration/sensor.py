@@ -23,7 +23,7 @@ from mesh_assets.names import CURRENT, ProductName
 from mesh_assets.orchestration.asset import asset_key, fingerprint, freshness_window
 from mesh_assets.orchestration.check import LOADS, loads_result
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
-from mesh_assets.orchestration.shift import ACTIVE, SHIFT_SECONDS, SHIFT_TAG, job_name, shift_tag
+from mesh_assets.orchestration.shift import ACTIVE, SHIFT_TAG, job_name, shift_tag
 from mesh_assets.settings import Settings
 
 TICK_SECONDS = 5
@@ -32,6 +32,7 @@ HEAD_TIMEOUT_SECONDS = 3
 _UNCOUNTED_SECONDS = 600.0
 _RETAINED_BYTES = 64 << 20
 _RELIEF_SECONDS = 30.0
+_RELIEF_SHARE = 0.5
 _HEARTBEATS_PER_WINDOW = 3
 
 _reader = HeadReader(HEAD_TIMEOUT_SECONDS)
@@ -102,6 +103,11 @@ def due(head: Head, seen: Seen, now: float) -> str | None:
     return None
 
 
+def _relief_after_seconds(shift_seconds: float) -> float:
+    """When a shift's successor is queued: some ticks before its time is over."""
+    return shift_seconds - min(_RELIEF_SECONDS, shift_seconds * _RELIEF_SHARE)
+
+
 def domain_sensor(
     domain: str,
     products: Sequence[Product],
@@ -153,6 +159,7 @@ class Tick:
         self._products = products
         self._tables = tables
         self._broken = broken
+        self._settings = Settings()
         self._now = datetime.now(UTC).timestamp()
         self._cursor = Cursor.load(context.cursor)
         self._idle: set[str] = set()
@@ -186,7 +193,7 @@ class Tick:
                 seen.shift_at = self._now
                 if isinstance(head, Head):
                     due(head, seen, self._now)
-                if self._now - active[name] < SHIFT_SECONDS - _RELIEF_SECONDS:
+                if self._now - active[name] < _relief_after_seconds(self._settings.shift_seconds):
                     self._notes.append(f"{source}: a shift runs")
                 else:
                     reason = "the running shift's time is nearly over"
@@ -210,12 +217,11 @@ class Tick:
 
     def _heads(self) -> dict[str, Head | MeshError]:
         """The heads of all sources, asked at the same time."""
-        settings = Settings()
         heads: dict[str, Head | MeshError] = {}
         asked = {}
         for source, tables in self._tables.items():
             try:
-                config = source_config(settings, self._domain, source, tables)
+                config = source_config(self._settings, self._domain, source, tables)
             except MeshError as error:
                 heads[source] = error
             else:

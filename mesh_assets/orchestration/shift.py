@@ -26,9 +26,6 @@ ACTIVE = (
     dg.DagsterRunStatus.CANCELING,
 )
 
-SHIFT_SECONDS = 900.0
-"""A shift ends after this time, once its successor is queued; the sensor queues it shortly before."""
-
 _WAIT_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
 
@@ -130,7 +127,7 @@ def _drain(
             other = other_shift(instance, domain, source, run_id)
             if other is None:
                 instance.add_run_tags(run_id, shift_tag(domain, source))
-                budget = Budget(max_seconds=SHIFT_SECONDS)
+                budget = Budget(max_seconds=settings.shift_seconds)
                 try:
                     observer.ended(Shift(plan, budget=budget, observer=observer, run_id=run_id).run())
                     break

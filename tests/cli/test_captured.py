@@ -149,6 +149,8 @@ def test_sql_as_table_json_csv_and_parquet(answer: Answer, mesh: Run, tmp_path: 
     assert "1 row; sales.customers version" in mesh("sql", statement).stderr
     rows = list(csv.DictReader(io.StringIO(mesh("sql", statement, "--format", "csv").stdout)))
     assert rows == [{**expected, "customer_id": "1", "email": ""}]
+    moment = "select timestamptz '2026-03-01 12:00:00+02' as at"
+    assert mesh("sql", moment, "--format", "csv").stdout == "at\n2026-03-01T10:00:00.000000+00:00\n"
     for suffix in ("csv", "json", "parquet"):
         file = tmp_path / f"customers.{suffix}"
         assert mesh("sql", "from sales.customers", "--output", str(file)).exit_code == 0

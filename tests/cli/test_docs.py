@@ -51,7 +51,7 @@ def test_every_command_parses(page: Path) -> None:
         if words[0].startswith("-"):
             assert words[0] in ("--help", "--install-completion"), words
             continue
-        assert words[0] in program.commands or words == ["audit", "verify"], words
+        assert words[0] in program.commands, words
         command = program.commands[words[0]]
         arguments = [one for one in words[1:] if one != "--help"]
         if len(words) == 1:

@@ -273,7 +273,8 @@ class Example:
         last = Ledger(self.plan.part_uri("ledger")).latest()
         horizon = None
         if last is not None:
-            held = {target.table: last.tables[target.source_table] for target in self.plan.targets}
+            tables = {target.source_table: target.table for target in self.plan.targets}
+            held = {tables[name]: seq for name, seq in last.tables.items()}
             horizon = Horizon(held, last.end_lsn, last.observed_at)
         cut = VersionLog.open(layout.versions(name)).resolve(
             asked, log=lambda table: ChangeLog.open(layout.table(name, "changes", table)), horizon=horizon

@@ -165,7 +165,9 @@ class Running:
 
     def materialised(self) -> dict[str, int]:
         """How many materialisations (at most one) each asset has, by key."""
-        nodes = self.ask("{assetNodes {assetKey {path} assetMaterializations(limit: 1) {runId}}}")["assetNodes"]
+        nodes = self.ask("{assetNodes {assetKey {path} assetMaterializations(limit: 1) {runId}}}")[
+            "assetNodes"
+        ]
         return {"/".join(node["assetKey"]["path"]): len(node["assetMaterializations"]) for node in nodes}
 
     def runs(self, source: str, *statuses: str) -> list[dict[str, Any]]:
@@ -183,9 +185,7 @@ class Running:
 
     def status(self, run_id: str) -> str:
         """The status of a run."""
-        answer = self.ask(
-            "query q($id: ID!) {runOrError(runId: $id) {... on Run {status}}}", id=run_id
-        )
+        answer = self.ask("query q($id: ID!) {runOrError(runId: $id) {... on Run {status}}}", id=run_id)
         return str(answer["runOrError"]["status"])
 
     def launch(self, location: str, key: str) -> str | None:
