@@ -22,6 +22,7 @@ from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import Upkeep, maintain
+from mesh_assets.memory import release
 from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import FoldReport, VersionReport
@@ -55,6 +56,7 @@ class Housekeeper:
         self._upkeep = upkeep
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="housekeeper")
         self._jobs: dict[tuple[ProductName, str], Future[None]] = {}
+        self._waiting: dict[tuple[ProductName, str], datetime] = {}
         self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
         self._measured: dict[tuple[ProductName, str], _Measured] = {}
         self._maintained: dict[str, int] = {}
@@ -77,12 +79,16 @@ class Housekeeper:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def cut(self, report: VersionReport, *, later: bool = False) -> None:
-        """A product version is durable: its tables may be folded up to it (``later``: but a backlog comes first)."""
+        """A product version is durable: its tables may be folded up to it.
+
+        ``later`` says that a backlog comes first.
+        """
         if self._policy is None:
             return
         for table, seq in report.row.tables.items():
             key = (report.name, table)
             self._cuts[key] = (seq, report.row.created_at)
+            self._waiting.setdefault(key, report.row.created_at)
             job = self._jobs.get(key)
             if self._resting or (job is not None and not job.done()):
                 continue
@@ -124,10 +130,10 @@ class Housekeeper:
     # -- in the background --------------------------------------------------------------------
 
     def _tend(self, key: tuple[ProductName, str]) -> None:
-        target, (seq, created_at) = self._targets[key], self._cuts[key]
+        target, (seq, cut_at) = self._targets[key], self._cuts[key]
         try:
             log = ChangeLog.open(target.changes_uri)
-            self._fold(target, log, seq, created_at)
+            self._fold(target, log, seq, cut_at)
             self._maintain(target.changes_uri)
             self._maintain(target.current_uri, compacting=False)
             for uri in self._shared:
@@ -147,11 +153,12 @@ class Housekeeper:
             maintain(table, self._upkeep, compacting=compacting)
             self._maintained[uri] = table.version
 
-    def _fold(self, target: Target, log: ChangeLog, seq: int, created_at: datetime) -> None:
+    def _fold(self, target: Target, log: ChangeLog, seq: int, cut_at: datetime) -> None:
         key = (target.name, target.table)
         current = Current.open_or_create(target.current_uri, log.row_schema, log.key)
         tail_count = seq - current.folded
         if tail_count <= 0:
+            self._waiting.pop(key, None)
             return
         measured = self._measured.setdefault(key, _Measured())
         case = FoldCase(
@@ -159,15 +166,18 @@ class Housekeeper:
             base_count=current.row_count,
             touched_bytes=current.touched_bytes(log, seq),
             seconds_per_byte=measured.seconds_per_byte,
-            age_seconds=(datetime.now(UTC) - created_at).total_seconds(),
+            age_seconds=(datetime.now(UTC) - self._waiting.get(key, cut_at)).total_seconds(),
             cpu_seconds=(time.monotonic() - measured.ended) * _CORES if measured.ended else 60.0,
         )
         if should_fold(case, self._policy) is None:
             return
         started_at = datetime.now(UTC)
+        release()
         done = fold(log, current, seq)
         measured.ended = time.monotonic()
         measured.seconds_per_byte = done.seconds_per_byte or measured.seconds_per_byte
+        # Cuts after this one wait since it at the earliest.
+        self._waiting[key] = cut_at
         if done.outcome != "folded":
             return
         self._reports.put(

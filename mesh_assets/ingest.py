@@ -38,6 +38,7 @@ from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.recovery import recover
 from mesh_assets.landing import Landing, SnapshotLanding
+from mesh_assets.memory import be_frugal
 from mesh_assets.plan import CapturePlan
 from mesh_assets.quiet import Quiet, passed
 from mesh_assets.readiness import TABLE_ERRORS, check_contract, preflight
@@ -88,6 +89,7 @@ class Shift:
             StorageFull: nothing was acknowledged.
         """
         self._started = time.monotonic()
+        be_frugal()
         with (
             ShiftLineage(self.plan, self.run_id, self.observer.message) as self._lineage,
             Source(self.plan.source) as source,

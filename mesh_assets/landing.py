@@ -97,12 +97,14 @@ class Landing:
         """
         uri = self.target.changes_uri
         known = self._schemas.latest(described.qualified_name)
-        if known is None:
-            known = SchemaVersion.of(described, 1)
+        captured = Table.exists(uri)
+        if known is None or (not captured and SchemaVersion.of(described, known.number) != known):
+            # A shape in which nothing was captured binds nobody.
+            known = SchemaVersion.of(described, known.number + 1 if known else 1)
             self._schemas.record([known], at)
         self._version = known
         self.relation = described
-        if Table.exists(uri):
+        if captured:
             self._log = ChangeLog.open(uri)
         else:
             self._log = ChangeLog.create(uri, described.row_schema, self.target.key)

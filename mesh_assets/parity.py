@@ -100,7 +100,8 @@ class ParityResult:
         )
         return (
             f"{place}: DIFFERS, {self.row_count:,} rows at the source, {self.lake_row_count:,} in the lake, "
-            f"{sum(not one.equal for one in self.ranges)} of {len(self.ranges)} key ranges; first keys: {keys}"
+            f"{sum(not one.equal for one in self.ranges)} of {len(self.ranges)} key ranges; "
+            f"first keys: {keys}"
         )
 
 

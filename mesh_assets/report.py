@@ -39,8 +39,8 @@ class Budget:
     batch_bytes: int = 64 << 20
     snapshot_rows: int = 200_000
     claim_seconds: float = 3.0
-    fold: FoldPolicy | None = FoldPolicy()
-    upkeep: Upkeep = Upkeep()
+    fold: FoldPolicy | None = field(default_factory=FoldPolicy)
+    upkeep: Upkeep = field(default_factory=Upkeep)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from mesh_assets.lake.position import Lsn
 from mesh_assets.lake.read import pin
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog, VersionRow
+from mesh_assets.landing import gap_count_of
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.plan import CapturePlan
 
@@ -188,8 +189,8 @@ def source_status(
         plan: how to reach it, or why that is not known.
     """
     ledger = Ledger(layout.source(domain, source, "ledger")).latest()
-    parked = _parked(layout.source(domain, source, "parking"), source, changes)
     gaps = _gaps(layout.source(domain, source, "gaps"))
+    parked = _parked(layout.source(domain, source, "parking"), source, changes, len(gaps))
     if isinstance(plan, MeshError):
         return SourceStatus(domain, source, ledger, None, None, plan, parked, gaps)
     head: Head | None = None
@@ -241,27 +242,26 @@ def _waiting_since(source: Source) -> datetime | None:
     return datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
-def _parked(uri: str, source: str, changes: Mapping[str, str]) -> tuple[ParkedTable, ...]:
+def _parked(uri: str, source: str, changes: Mapping[str, str], gap_count: int) -> tuple[ParkedTable, ...]:
     """Tables with parked changes beyond what their change log holds."""
     if not Table.exists(uri):
         return ()
     log, table = ParkingLog(uri), Table.open(uri)
     found = []
     for source_table, changes_uri in sorted(changes.items()):
-        held = (ChangeLog.open(changes_uri).position(source) if Table.exists(changes_uri) else None) or (
-            0,
-            -1,
-        )
-        gap_count = gap_count_of(ChangeLog.open(changes_uri)) if Table.exists(changes_uri) else 0
-        if log.position(source_table, gap_count) <= held:
+        held = _held(changes_uri, source)
+        held_gaps = gap_count_of(ChangeLog.open(changes_uri)) if Table.exists(changes_uri) else 0
+        later = range(held_gaps + 1, gap_count + 1)
+        if log.position(source_table, held_gaps) <= held and not any(
+            log.position(source_table, number) > (0, -1) for number in later
+        ):
             continue
         lsn, at = pl.col("_position"), pl.col("_ordinal")
+        gap = pl.col("gap_count")
         beyond = (lsn > held[0]) | ((lsn == held[0]) & (at > held[1]))
+        beyond = ((gap == held_gaps) & beyond) | (gap > held_gaps)
         waiting = table.scan(table.files()).filter(
-            (pl.col("table") == source_table)
-            & (pl.col("gap_count") == gap_count)
-            & (pl.col("kind") != "R")
-            & beyond
+            (pl.col("table") == source_table) & (pl.col("kind") != "R") & beyond
         )
         count, since, last = (
             waiting.select(pl.len(), pl.col("_committed_at").min(), lsn.max()).collect().row(0)

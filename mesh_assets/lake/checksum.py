@@ -68,9 +68,7 @@ class Held:
     def __init__(self, rows: Iterable[pl.DataFrame], key: Sequence[str], columns: Sequence[str]) -> None:
         self.key = list(key)
         self.columns = list(columns)
-        parts = [
-            key_hash(batch, self.key).with_columns(row_hash(batch, self.columns).alias("_h")) for batch in rows
-        ]
+        parts = [key_hash(batch, self.key).with_columns(_h=row_hash(batch, self.columns)) for batch in rows]
         empty = pl.DataFrame(schema={"_k0": pl.UInt64, "_k1": pl.UInt64, "_h": pl.UInt64})
         self._held = pl.concat([empty, *parts])
         self._seen: list[pl.DataFrame] = []

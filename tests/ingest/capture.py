@@ -11,6 +11,8 @@ from mesh_assets.plan import CapturePlan
 from mesh_assets.report import Budget, ShiftResult, Silent
 
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30)
+LARGE = Budget(idle_seconds=0.4, batch_seconds=0.02)
+"""For more rows than a handful."""
 
 
 def drain(plan: CapturePlan, observer: Silent | None = None, budget: Budget = QUICK) -> ShiftResult:
