@@ -183,6 +183,7 @@ class Landing:
             dict(self.op_count),
             appended.last_seq,
             appended.delta_version,
+            self._version.types,
         )
 
     def since(self, seq: int) -> Since:

@@ -27,9 +27,10 @@ from mesh_assets.lake.read import rows_at
 from mesh_assets.lake.table import Table
 from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.report import Budget
+from mesh_assets.report import BatchReport, Budget, Silent
 
 RANGE_ROWS = 250_000
+_DRAIN_SECONDS = 10.0
 _BATCH_ROWS = 250_000
 
 
@@ -170,6 +171,22 @@ def seq_at(log: ChangeLog, lsn: int) -> int:
     return -1 if found is None else int(found)
 
 
+class _Until(Silent):
+    """Ends a short shift once it has landed what parity waits for: a busy source is never idle."""
+
+    def __init__(self, lsn: int) -> None:
+        self._lsn = lsn
+        self._reached = False
+
+    def batch(self, report: BatchReport) -> None:
+        """Note how far it has come."""
+        self._reached = self._reached or report.end_lsn >= self._lsn
+
+    def cancelled(self) -> bool:
+        """Whether it has come far enough."""
+        return self._reached
+
+
 def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[[], None] | None) -> None:
     """Wait until the ledger passes ``lsn``; drain when no shift runs."""
     deadline = time.monotonic() + timeout_seconds
@@ -189,7 +206,8 @@ def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[
             if drain:
                 drain()
             else:
-                Shift(plan, budget=Budget(idle_seconds=0.5, fold=None)).run()
+                budget = Budget(max_seconds=_DRAIN_SECONDS, idle_seconds=0.5, fold=None)
+                Shift(plan, budget=budget, observer=_Until(lsn)).run()
         except SlotBusy:
             # A shift is running: it gets there.
             time.sleep(0.2)

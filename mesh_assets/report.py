@@ -45,7 +45,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class TableReport:
-    """What one batch added to one table's change log."""
+    """What one batch added to one table's change log.
+
+    Attributes:
+        columns: the captured columns and their types at the source.
+    """
 
     name: ProductName
     table: str
@@ -53,6 +57,7 @@ class TableReport:
     op_count: Mapping[str, int]
     last_seq: int
     delta_version: int
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from psycopg import sql
 from mesh_assets.cdc import catalog
 from mesh_assets.cdc.catalog import PARTITIONED
 from mesh_assets.cdc.connection import Session
-from mesh_assets.errors import PublicationLost, PublicationMissing, TableRefused
+from mesh_assets.errors import PublicationLost, PublicationMissing, SourceError, TableRefused
 
 _PUBLICATION = """
 SELECT pubviaroot, pubinsert AND pubupdate AND pubdelete AND pubtruncate
@@ -73,6 +73,21 @@ def ensure(
         add = sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(name), _listed(lacking))
         _run(session, add, where, f"publication {name!r} lacks {', '.join(lacking)} and")
     return lacking
+
+
+def drop(session: Session, name: str, where: str) -> None:
+    """Drop the publication, if there is one.
+
+    Raises:
+        SourceError: if this user may not.
+    """
+    try:
+        session.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SourceError(
+            f"{where}: publication {name!r} cannot be dropped by this user: {error.diag.message_primary}",
+            hint="have its owner drop it",
+        ) from error
 
 
 def _listed(tables: Iterable[str]) -> sql.Composed:

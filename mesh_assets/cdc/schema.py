@@ -48,6 +48,11 @@ class SchemaVersion:
     columns: tuple[ColumnVersion, ...]
     identity: str
 
+    @property
+    def types(self) -> dict[str, str]:
+        """Source type by column name."""
+        return {column.name: column.type_name for column in self.columns}
+
     @classmethod
     def of(cls, relation: Relation, number: int) -> SchemaVersion:
         """The version that a relation described by the source's catalog stands for."""

@@ -174,6 +174,18 @@ class Source:
             ),
         )
 
+    def drop_publication(self) -> None:
+        """Drop the publication, if there is one.
+
+        Raises:
+            SourceError: if this user may not.
+        """
+        config = self.config
+        self._ask(
+            "drop its publication",
+            lambda session: publication.drop(session, config.publication, self.place),
+        )
+
     # -- slot
 
     def create_slot(self, *, timeout_seconds: float = 30) -> int:

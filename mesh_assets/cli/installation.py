@@ -38,22 +38,27 @@ def down(settings: Settings, *, as_json: bool) -> None:
 def reset(settings: Settings, *, confirmed: bool, as_json: bool) -> None:
     """Remove all data, after asking."""
     from mesh_assets.local import supervisor
+    from mesh_assets.local.removal import removal
 
-    home = settings.home.absolute()
-    if not home.exists():
+    home, found = settings.home.absolute(), removal(settings)
+    if found.empty:
         if as_json:
             emit({"home": str(home), "removed": False})
         else:
             note(f"there is nothing in {home}")
         return
     if not confirmed:
-        question = f"Remove the databases, the lake and Dagster's history in {home}?"
-        typer.confirm(question, abort=True, err=True)
-    supervisor.reset(settings)
+        note("this will remove:", "")
+        for sentence in found.sentences():
+            note(f"  {sentence}", "")
+        typer.confirm("Remove all of it?", abort=True, err=True)
+    left = supervisor.reset(settings, found)
     if as_json:
-        emit({"home": str(home), "removed": True})
-    else:
-        note(f"removed everything in {home}; `mesh up` begins anew")
+        emit({"home": str(home), "removed": True, "what": found.sentences(), "left": left})
+        return
+    for sentence in left:
+        note(sentence, "yellow")
+    note(f"removed everything in {home}; `mesh up` begins anew")
 
 
 def running(settings: Settings) -> dict[str, object]:

@@ -30,6 +30,7 @@ from mesh_assets.local.live import Show
 from mesh_assets.local.nursery import Nursery, warm_up
 from mesh_assets.local.postgres import Cluster
 from mesh_assets.local.process import Child, Guardian, fork, stop_group
+from mesh_assets.local.removal import Removal
 from mesh_assets.local.sight import Sight
 from mesh_assets.settings import Settings
 
@@ -46,7 +47,7 @@ class Options:
     """How to run.
 
     Attributes:
-        seconds: stop after this long; None runs until Ctrl-C or ``mesh down``.
+        seconds: stay up for this long once ready; None: until Ctrl-C or ``mesh down``.
         rate: transactions per second of each sample application; 0 leaves them out.
     """
 
@@ -141,20 +142,23 @@ def running(settings: Settings) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def reset(settings: Settings) -> None:
-    """Remove all data of this installation: clusters, lake, Dagster's home, logs.
+def reset(settings: Settings, removal: Removal) -> tuple[str, ...]:
+    """Remove all data of this installation: clusters, lake, Dagster's home, logs, traces at sources.
 
-    A lake outside of the home folder is not touched.
+    Args:
+        removal: what the user has agreed to.
+
+    Returns:
+        What is left to be done by hand, one sentence each.
 
     Raises:
         SettingError: if the mesh is up.
     """
     place = _Place(settings.home.absolute())
-    if not place.home.exists():
-        return
     with _locked(place) as free:
         if not free:
             raise SettingError(f"the mesh in {place.home} is up", hint="stop it first: `mesh down`")
+        left = removal.carry_out()
         for cluster in clusters(settings).values():
             cluster.remove()
         for name in ("clusters", "sources", "dagster", "logs", "lake"):
@@ -163,6 +167,7 @@ def reset(settings: Settings) -> None:
             file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         place.home.rmdir()
+    return left
 
 
 @contextlib.contextmanager
@@ -396,8 +401,9 @@ class _Supervisor:
     # -- while it runs
 
     def _watch_over(self, show: Show) -> None:
+        ready = time.monotonic()
         while True:
-            if self._options.seconds is not None and self._age() >= self._options.seconds:
+            if self._options.seconds is not None and time.monotonic() - ready >= self._options.seconds:
                 return
             self._tend(show.message)
             if self._read_sights(_LOOP_SECONDS):

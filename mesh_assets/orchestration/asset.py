@@ -76,6 +76,27 @@ def column_schema(columns: Sequence[ColumnContract], *, log: bool = False) -> dg
     return dg.TableSchema(columns=[*map(_column, columns), *(_log_columns() if log else ())])
 
 
+def captured_schema(
+    columns: Sequence[ColumnContract], captured: Mapping[str, str], *, log: bool
+) -> dg.TableSchema | None:
+    """The column schema of a table that holds more than its contract names; None if it does not.
+
+    Args:
+        columns: the contract's.
+        captured: type at the source by column.
+        log: whether it is the change log.
+    """
+    named = {column.name for column in columns}
+    more = [
+        dg.TableColumn(name=name, type=kind, description="Captured, but not in the contract.")
+        for name, kind in captured.items()
+        if name not in named
+    ]
+    if not more:
+        return None
+    return dg.TableSchema(columns=[*map(_column, columns), *more, *(_log_columns() if log else ())])
+
+
 def broken_spec(name: ProductName, error: MeshError) -> dg.AssetSpec:
     """The asset that stands in for a product whose definition is wrong."""
     return dg.AssetSpec(

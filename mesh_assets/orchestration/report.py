@@ -18,11 +18,11 @@ import dagster as dg
 
 from mesh_assets.errors import TableMissing
 from mesh_assets.names import CHANGES, CURRENT, ProductName
-from mesh_assets.orchestration.asset import ROW_COUNT, URI, asset_key
+from mesh_assets.orchestration.asset import COLUMN_SCHEMA, ROW_COUNT, URI, asset_key, captured_schema
 
 if TYPE_CHECKING:
     # Loading these loads the Delta Lake library, which a code server has no need of.
-    from mesh_assets.plan import CapturePlan
+    from mesh_assets.plan import CapturePlan, Target
     from mesh_assets.report import BatchReport, FoldReport, ShiftResult, VersionReport
 
 REPORT_SECONDS = 10.0
@@ -49,11 +49,13 @@ def lsn_text(lsn: int) -> str:
 class _Table:
     """What has to be told about one asset."""
 
+    target: Target
     key: dg.AssetKey
     log_key: dg.AssetKey
     kind: str
     uri: str
     metadata: Metadata = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     data_version: str = ""
     op_count: Counter[str] = field(default_factory=Counter)
     reported_op_count: Counter[str] = field(default_factory=Counter)
@@ -88,12 +90,14 @@ class RunObserver:
         for target in plan.targets:
             for kind, uri in ((CHANGES, target.changes_uri), (CURRENT, target.current_uri)):
                 self._tables[target.name, kind, target.table] = _Table(
+                    target,
                     asset_key(target.name, kind, target.table),
                     asset_key(target.name, CHANGES, target.table),
                     kind,
                     uri,
                 )
         self._source = plan.source
+        self._schemas_uri = plan.part_uri("schemas")
         self._code_versions = _code_versions(context)
         self._looked_at = float("-inf")
         self._relieved = False
@@ -117,6 +121,8 @@ class RunObserver:
                 "delta/version": dg.MetadataValue.int(table.delta_version),
                 "cdc/position": dg.MetadataValue.text(lsn_text(report.commit_lsn)),
             }
+            for kind in (CHANGES, CURRENT):
+                self._see_columns(self._tables[table.name, kind, table.table], table.columns)
             if report.committed_at is not None:
                 lag_seconds = (datetime.now(UTC) - report.committed_at).total_seconds()
                 seen.metadata["cdc/lag_seconds"] = dg.MetadataValue.float(round(max(0.0, lag_seconds), 3))
@@ -251,9 +257,14 @@ class RunObserver:
         """Read from the lake what no batch and no fold of this shift has told."""
         if ROW_COUNT in seen.metadata:
             return
+        from mesh_assets.cdc.schema import SchemaLog
         from mesh_assets.lake.current import Current
         from mesh_assets.lake.log import ChangeLog
+        from mesh_assets.lake.table import Table
 
+        if not seen.columns and Table.exists(self._schemas_uri):
+            shape = SchemaLog(self._schemas_uri).latest(seen.target.source_table)
+            self._see_columns(seen, shape.types if shape else {})
         try:
             if seen.kind == CHANGES:
                 log = ChangeLog.open(seen.uri)
@@ -269,6 +280,16 @@ class RunObserver:
             seen.data_version = str(version)
         seen.metadata[ROW_COUNT] = dg.MetadataValue.int(row_count)
         seen.metadata["delta/version"] = dg.MetadataValue.int(version)
+
+    @staticmethod
+    def _see_columns(seen: _Table, columns: Mapping[str, str]) -> None:
+        """Note the columns where they are not those that the asset's definition shows."""
+        contract = seen.target.contract
+        if contract is None or seen.columns == columns:
+            return
+        seen.columns = columns
+        if schema := captured_schema(contract.columns, columns, log=seen.kind == CHANGES):
+            seen.metadata[COLUMN_SCHEMA] = dg.MetadataValue.table_schema(schema)
 
     def _metadata(self, seen: _Table) -> Metadata:
         new = seen.op_count - seen.reported_op_count

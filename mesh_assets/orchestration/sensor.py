@@ -199,7 +199,11 @@ class Tick:
                     reason = "the running shift's time is nearly over"
             elif isinstance(head, Head):
                 reason = due(head, seen, self._now)
-                if reason is None:
+                if reason is not None and head.active:
+                    # Its run would only wait for the other's end.
+                    reason = None
+                    self._notes.append(f"{source}: another process drains it")
+                elif reason is None:
                     self._idle.add(source)
                     self._notes.append(f"{source}: nothing new")
             else:

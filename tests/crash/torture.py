@@ -305,7 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.torture", description=__doc__)
     parser.add_argument("--kills", type=int, default=300, help="how many processes to kill (300)")
     parser.add_argument("--seed", type=int, default=1, help="what the lots are drawn from (1)")
-    parser.add_argument("--json", type=Path, help="also write what was found to this file")
+    parser.add_argument(
+        "--json", type=Path, default=Path("torture.json"), help="where to write what was found (torture.json)"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     columns = (
@@ -317,8 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(_shown(record))
     for problem in record.problems:
         console.print(problem, markup=False, style="red")
-    if options.json:
-        options.json.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    options.json.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    console.print(f"the same as JSON: {options.json}")
     if record.passed:
         shutil.rmtree(folder)
     return 0 if record.passed else 1

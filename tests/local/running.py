@@ -141,7 +141,7 @@ class Running:
             check=False,
         )
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + ("" if code == 0 else done.stderr)
+        return done.stdout
 
     # -- Dagster
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from mesh_assets.cdc.source import SourceConfig
+from mesh_assets.contract.loader import load
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.orchestration.report import REPORT_SECONDS, RunObserver
 from mesh_assets.orchestration.shift import deferred_interrupts
 from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import BatchReport, ShiftResult, TableReport
 
+PRODUCTS = Path(__file__).resolve().parents[2] / "products"
 NAME = ProductName("sales", "orders")
 KEYS = {kind: dg.AssetKey(NAME.asset_key(kind, "orders")) for kind in (CHANGES, CURRENT)}
 
@@ -29,20 +32,25 @@ def plan(root: str) -> CapturePlan:
         ("order_id",),
         layout.table(NAME, CHANGES, "orders"),
         layout.table(NAME, CURRENT, "orders"),
+        load(PRODUCTS / "sales" / "orders" / "contract.yaml", name=NAME).table("orders"),
     )
     source = SourceConfig("sales", "app", "postgresql://nowhere", ("shop.orders",), "slot", "publication")
     return CapturePlan(source, layout, (target,), {NAME: "hash"}, {})
 
 
-def batch(number: int) -> BatchReport:
-    table = TableReport(NAME, "orders", 10, {"c": 7 * number, "d": 3 * number}, 10 * number - 1, number)
+def batch(number: int, *columns: str) -> BatchReport:
+    counts = {"c": 7 * number, "d": 3 * number}
+    types = dict.fromkeys(columns, "text")
+    table = TableReport(NAME, "orders", 10, counts, 10 * number - 1, number, types)
     return BatchReport(
         (table,), 0x1_0000_0000 + number, 0x1_0000_0001 + number, datetime.now(UTC), 10, 2, 0, 0.01
     )
 
 
-def run(root: str, batches: int, seconds_per_batch: float) -> tuple[dg.DagsterInstance, str]:
-    """A run whose shift lands ``batches``, on a clock of its own."""
+def run(
+    root: str, batches: int, seconds_per_batch: float, added_at: int = 1000
+) -> tuple[dg.DagsterInstance, str]:
+    """A run whose shift lands batches, on a clock of its own; from ``added_at`` on with a column more."""
 
     @dg.multi_asset(
         specs=[
@@ -55,7 +63,7 @@ def run(root: str, batches: int, seconds_per_batch: float) -> tuple[dg.DagsterIn
         now = [0.0]
         observer = RunObserver(context, plan(root), lambda: False, lambda: True, clock=lambda: now[0])
         for number in range(1, batches + 1):
-            observer.batch(batch(number))
+            observer.batch(batch(number, "order_id", *["channel"] * (number >= added_at)))
             now[0] += seconds_per_batch
         observer.ended(ShiftResult(row_count=10 * batches, batch_count=batches))
         yield from observer.results()
@@ -102,6 +110,21 @@ def test_reports_carry_what_staleness_is_judged_by(tmp_path: Any) -> None:
     tags = first.tags or {}
     assert tags["dagster/code_version"] == "1"
     assert tags["dagster/data_version"] == tags["dagster/input_data_version/sales/orders/changes/orders"]
+
+
+def test_columns_beyond_the_contract_are_shown_once_they_land(tmp_path: Any) -> None:
+    instance, _ = run(str(tmp_path), batches=30, seconds_per_batch=1.0, added_at=15)
+    for kind in (CHANGES, CURRENT):
+        schemas = [one.metadata.get("dagster/column_schema") for one in reports(instance, kind)]
+        assert schemas[0] is None
+        assert isinstance(schemas[-1], dg.TableSchemaMetadataValue)
+        columns = {column.name: column for column in schemas[-1].schema.columns}
+        assert (columns["order_id"].type, columns["order_id"].constraints.other) == (
+            "bigint",
+            ["primary key"],
+        )
+        assert columns["channel"].type == "text"
+        assert ("_seq" in columns) == (kind == CHANGES)
 
 
 def test_a_signal_is_noted_and_the_handler_restored() -> None:
