@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,20 @@ from tests.crash.world import World, plan_for
 from tests.ingest.capture import LARGE, QUICK, assert_equal, drain, execute, log_of
 
 PRODUCTS = Path(__file__).parents[2] / "products"
+
+
+@contextmanager
+def own_cluster(*, logical: bool = True) -> Iterator[Cluster]:
+    """A PostgreSQL that the test may stop."""
+    # Not pytest's own temporary folder: PostgreSQL does not run as root and must reach its own.
+    folder = Path(tempfile.mkdtemp(prefix="mesh-own-"))
+    folder.chmod(0o711)
+    cluster = Cluster(folder / "cluster", logical=logical, shared_buffers_mb=16, options={"fsync": "off"})
+    try:
+        yield cluster.start()
+    finally:
+        cluster.remove()
+        shutil.rmtree(folder)
 
 
 # -- the server and its doors -------------------------------------------------------------------
@@ -108,11 +123,7 @@ def test_a_table_that_may_not_be_read_is_parked_and_the_others_go_on(world: Worl
 
 
 def test_a_server_that_writes_no_logical_wal_says_which_setting(tmp_path: Path) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="mesh-replica-"))
-    folder.chmod(0o711)
-    cluster = Cluster(folder / "cluster", logical=False, shared_buffers_mb=16, options={"fsync": "off"})
-    try:
-        cluster.start()
+    with own_cluster(logical=False) as cluster:
         url = cluster.create_database("app")
         workload.create(url)
         with pytest.raises(SourceNotLogical, match="wal_level = replica") as error:
@@ -121,9 +132,6 @@ def test_a_server_that_writes_no_logical_wal_says_which_setting(tmp_path: Path) 
         cluster.stop()
         with pytest.raises(SourceUnreachable):
             drain(plan_for(url, tmp_path / "lake"))
-    finally:
-        cluster.remove()
-        shutil.rmtree(folder)
 
 
 # -- what a shift left at the source ------------------------------------------------------------
@@ -213,11 +221,9 @@ def test_a_slot_whose_wal_was_removed_is_a_gap(world: World, postgres: Cluster) 
     assert_equal(world.plan)
 
 
-def test_a_source_that_is_another_server_is_read_again(world: World, tmp_path: Path) -> None:
+def test_a_source_that_is_another_server_is_read_again(world: World) -> None:
     drain(world.plan)
-    folder = Path(tempfile.mkdtemp(prefix="mesh-other-"))
-    folder.chmod(0o711)
-    with Cluster(folder / "cluster", shared_buffers_mb=16, options={"fsync": "off"}) as other:
+    with own_cluster() as other:
         url = other.create_database("app")
         workload.create(url)
         execute(url, "insert into shop.line values (1, 1, 1, 'elsewhere')")
@@ -228,8 +234,6 @@ def test_a_source_that_is_another_server_is_read_again(world: World, tmp_path: P
         execute(url, "update shop.line set remark = 'and on'")
         drain(moved)
         assert_equal(moved)
-        other.remove()
-    shutil.rmtree(folder)
 
 
 def test_a_shape_in_which_nothing_was_captured_binds_nobody(world: World) -> None:
@@ -255,11 +259,7 @@ def test_a_dropped_table_is_refused_and_the_others_go_on(world: World) -> None:
 
 
 def test_a_server_that_stops_in_the_middle_loses_nothing(tmp_path: Path) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="mesh-stopping-"))
-    folder.chmod(0o711)
-    cluster = Cluster(folder / "cluster", shared_buffers_mb=16, options={"fsync": "off"})
-    try:
-        cluster.start()
+    with own_cluster() as cluster:
         world = World(cluster.create_database("app"), tmp_path / "lake", seed=3)
         world.application.transact(40)
         drain(world.plan)
@@ -278,9 +278,6 @@ def test_a_server_that_stops_in_the_middle_loses_nothing(tmp_path: Path) -> None
         drain(world.plan)
         assert_equal(world.plan)
         world.close()
-    finally:
-        cluster.remove()
-        shutil.rmtree(folder)
 
 
 # -- contracts ----------------------------------------------------------------------------------
