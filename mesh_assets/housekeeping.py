@@ -2,7 +2,7 @@
 
 One background thread per shift, with Delta handles of its own. It folds a table when that pays
 (:func:`mesh_assets.lake.current.should_fold`), compacts and archives logs, and hands its reports
-to the shift's own thread. A fault of its own ends the shift: nothing is swallowed.
+to the shift's own thread. A table that it cannot tend is named and left alone: capture goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from mesh_assets.errors import CommitConflict
+import polars as pl
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+
+from mesh_assets.errors import CommitConflict, MeshError, StorageFull
 from mesh_assets.lake.current import Current, FoldCase, FoldPolicy, should_fold
 from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog
@@ -27,6 +31,7 @@ from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import FoldReport, VersionReport
 
+_FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException)
 _PATIENCE_SECONDS = 60.0
 """How long folding gives way to a backlog."""
 _CORES = 1.0
@@ -59,6 +64,8 @@ class Housekeeper:
         self._waiting: dict[tuple[ProductName, str], datetime] = {}
         self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
         self._measured: dict[tuple[ProductName, str], _Measured] = {}
+        self._faulty: set[tuple[ProductName, str]] = set()
+        self.messages: list[str] = []
         self._maintained: dict[str, int] = {}
         self._looked: dict[str, float] = {}
         self._tended: dict[tuple[ProductName, str], float] = {}
@@ -93,6 +100,8 @@ class Housekeeper:
             if self._resting or (job is not None and not job.done()):
                 continue
             self._settle(key)
+            if key in self._faulty:
+                continue
             now = time.monotonic()
             patience = _PATIENCE_SECONDS if later else self._upkeep.tend_seconds
             if now - self._tended.setdefault(key, now if later else 0.0) >= patience:
@@ -116,7 +125,7 @@ class Housekeeper:
 
     def finish(self) -> None:
         """Wait for what runs, and tend every table once more."""
-        for key in self._cuts:
+        for key in self._cuts.keys() - self._faulty:
             self._settle(key)
             self._jobs[key] = self._pool.submit(self._tend, key)
         for key in list(self._jobs):
@@ -124,8 +133,16 @@ class Housekeeper:
 
     def _settle(self, key: tuple[ProductName, str]) -> None:
         job = self._jobs.pop(key, None)
-        if job is not None and not job.cancelled():
+        if job is None or job.cancelled():
+            return
+        try:
             job.result()
+        except StorageFull:
+            raise
+        except _FAULTS as error:
+            # Capture does not depend on it: the table is left alone until the next shift.
+            self._faulty.add(key)
+            self.messages.append(f"{key[0]}.{key[1]} cannot be folded or tended: {error}")
 
     # -- in the background --------------------------------------------------------------------
 

@@ -32,11 +32,15 @@ from mesh_assets.errors import (
     MigrationRefused,
     SnapshotBlocked,
     SnapshotStale,
+    SourceDisconnected,
+    SourceError,
 )
 from mesh_assets.housekeeping import Housekeeper
 from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.ledger import Ledger, LedgerRow
+from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.recovery import recover
+from mesh_assets.lake.table import Table
 from mesh_assets.landing import Landing, SnapshotLanding
 from mesh_assets.memory import be_frugal
 from mesh_assets.plan import CapturePlan
@@ -50,6 +54,8 @@ _LOOK_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _CLOCK_MARGIN = timedelta(seconds=1)
 _SNAPSHOT_ATTEMPTS = 5
+_BACKFILL_SECONDS = 2.0
+_BACKFILL_REST_SECONDS = 60.0
 
 
 class Shift:
@@ -77,6 +83,7 @@ class Shift:
         self.result = ShiftResult()
         self._landings: dict[str, Landing] = {}
         self._backfill: ExportedSnapshot | None = None
+        self._backfill_after = 0.0
         self._held_open = ExitStack()
         self._behind = False
 
@@ -118,7 +125,7 @@ class Shift:
         schemas = SchemaLog(plan.part_uri("schemas"))
         self._cutter = Cutter(plan, self.run_id)
         with Source(replace(plan.source, tables=tuple(relations))) as publisher:
-            self._begin(publisher)
+            published = self._begin(publisher)
         self._parking = ParkingLog(plan.part_uri("parking"), self._gaps.count)
         for target in plan.targets:
             landing = Landing(target, plan.source.name, schemas, source.describe, self._gaps.count)
@@ -129,6 +136,9 @@ class Shift:
             try:
                 landing.open(relations[target.source_table], now)
                 check_contract(plan, target, relations[target.source_table])
+                if target.source_table in published:
+                    # It was not in the publication: what changed meanwhile was not sent.
+                    landing.read_again(now)
                 self._unpark(source, landing)
             except (MigrationRefused, *TABLE_ERRORS) as refusal:
                 self._refuse(landing, refusal)
@@ -144,28 +154,35 @@ class Shift:
             moved += recover(target.changes_uri, {"seq": seq} if seq >= 0 else {})
         others = [*map(plan.layout.versions, plan.products)]
         others += [plan.part_uri(part) for part in ("parking", "schemas", "gaps")]
+        others += [*(target.current_uri for target in plan.targets), plan.layout.lineage()]
         for uri in others:
             moved += recover(uri)
         for address in moved:
             self.observer.message(f"unreadable after a crash, moved aside: {address}")
 
-    def _begin(self, source: Source) -> None:
-        """Continue the ledger on its slot, or record why that cannot be and begin again."""
+    def _begin(self, source: Source) -> tuple[str, ...]:
+        """Continue the ledger on its slot, or record why that cannot be and begin again.
+
+        Returns:
+            The tables that the publication did not have before.
+        """
         last, slot = self._ledger.latest(), source.slot()
         gap = find_gap(last, slot, self._system)
+        if last is None and any(_holds_rows(target.changes_uri) for target in self.plan.targets):
+            gap = "the ledger is missing beside change logs that hold rows"
         if last is not None and gap is None:
-            source.ensure_publication(slot_is_new=False)
             self._commit_lsn, self._held_lsn = last.commit_lsn, last.end_lsn
-            return
+            return source.ensure_publication(slot_is_new=False)
         if slot is not None:
             # Without a ledger it is the leaving of a shift that died before its first row.
             source.drop_slot()
-        source.ensure_publication(slot_is_new=True)
+        published = source.ensure_publication(slot_is_new=True)
         now, lsn = source.tip()[0], source.create_slot()
         if gap is not None:
             self._gaps.record(Gap(gap, last.end_lsn if last else 0, lsn), now)
             self.observer.message(f"gap: {gap}; every table of the source is read again")
         self._record(lsn, lsn, now)
+        return published
 
     def _refuse(self, landing: Landing, refusal: MeshError) -> None:
         landing.refused = refusal
@@ -177,11 +194,17 @@ class Shift:
         """Give a repaired table its parked changes, in order, before any new one."""
         table = landing.target.source_table
         decoder = Decoder(source.resolve, key_of=self._key_of)
-        for relation, frame in self._parking.replay(
-            table, landing.relation.oid, landing.position, decoder, gap_count=landing.held_gap_count
-        ):
-            landing.land(relation, frame, datetime.now(UTC))
-            self.observer.message(f"{table}: {frame.num_rows:,} parked changes landed")
+        try:
+            for relation, frame in self._parking.replay(
+                table, landing.relation.oid, landing.position, decoder, gap_count=landing.held_gap_count
+            ):
+                landing.land(relation, frame, datetime.now(UTC))
+                self.observer.message(f"{table}: {frame.num_rows:,} parked changes landed")
+        except SourceDisconnected:
+            raise
+        except SourceError as error:
+            # What was parked cannot be decoded: this table waits, the others go on.
+            self._refuse(landing, error)
 
     # -- snapshot -----------------------------------------------------------------------------
 
@@ -196,7 +219,14 @@ class Shift:
             landings = wanted()
             if not landings:
                 break
-            with ExportedSnapshot(source) as snapshot:
+            try:
+                exported = ExportedSnapshot(source)
+            except SnapshotBlocked as blocked:
+                # The tables that are held go on; these are parked until the server lets us look.
+                for landing in landings:
+                    self._refuse(landing, blocked)
+                break
+            with exported as snapshot:
                 for landing in landings:
                     try:
                         if not self._read(source, snapshot, landing):
@@ -230,12 +260,16 @@ class Shift:
 
     def _begin_backfill(self, source: Source) -> None:
         """Take a snapshot for tables that gained a column with a value, to be read in its turn."""
-        if self._backfill is not None or not any(one.backfill_wanted for one in self._landings.values()):
+        if self._backfill is not None or time.monotonic() < self._backfill_after:
+            return
+        if not any(landing.backfill_wanted for landing in self._landings.values()):
             return
         try:
-            self._backfill = self._held_open.enter_context(ExportedSnapshot(source))
+            snapshot = ExportedSnapshot(source, timeout_seconds=_BACKFILL_SECONDS)
+            self._backfill = self._held_open.enter_context(snapshot)
         except SnapshotBlocked as blocked:
             self.observer.message(f"a backfill waits: {blocked}")
+            self._backfill_after = time.monotonic() + _BACKFILL_REST_SECONDS
             return
         source.heartbeat()
 
@@ -315,8 +349,10 @@ class Shift:
                 break
         if decoder.row_count:
             self._land(source, decoder, stream)
-        reached = decoder.wal_end if quiet.since and passed(decoder, self._held_lsn) else self._held_lsn
-        self._cut(reached, reached, final=True)
+        if quiet.since and passed(decoder, self._held_lsn):
+            self._cut(decoder.wal_end, decoder.wal_end, final=True)
+        else:
+            self._cut(self._commit_lsn, self._held_lsn, final=True)
         self._acknowledge(decoder, stream, quiet.since)
 
     def _due(self, decoder: Decoder, seconds_since_landing: float) -> bool:
@@ -334,7 +370,7 @@ class Shift:
             return False
         try:
             landing.check(relation)
-        except MigrationRefused as refusal:
+        except (MigrationRefused, *TABLE_ERRORS) as refusal:
             self._refuse(landing, refusal)
             return False
         return True
@@ -358,6 +394,10 @@ class Shift:
         # Large batches are a backlog: folding waits until it is drained, and then folds once.
         self._behind = batch.row_count >= self.budget.batch_rows / 4
         failpoint.reach("append.before")
+        for oid, error in decoder.refused.items():
+            refused = self._landings.get(decoder.names[oid])
+            if refused is not None and refused.refused is None:
+                self._refuse(refused, error)
         reports: list[TableReport] = []
         if self._backfill is not None and batch.position[0] >= self._backfill.lsn:
             self._run_backfill(source, batch)
@@ -429,8 +469,12 @@ class Shift:
         failpoint.reach("ledger.after")
 
     def _held(self) -> Mapping[str, int]:
-        """The last ``_seq`` of every table that was opened."""
-        return {table: landing.log.seq for table, landing in self._landings.items() if landing.opened}
+        """The last ``_seq`` of every table that is held wholly up to here."""
+        return {
+            table: landing.log.seq
+            for table, landing in self._landings.items()
+            if landing.opened and landing.refused is None and not landing.snapshot_wanted
+        }
 
     def _acknowledge(self, decoder: Decoder, stream: ReplicationStream, quiet_since: datetime | None) -> None:
         """Move ledger and slot over WAL that holds nothing of ours, so that it is not retained.
@@ -447,6 +491,12 @@ class Shift:
         for report in self._housekeeper.reports():
             self._lineage.fold(report)
             self.observer.fold(report)
+        while self._housekeeper.messages:
+            self.observer.message(self._housekeeper.messages.pop(0))
+
+
+def _holds_rows(uri: str) -> bool:
+    return Table.exists(uri) and ChangeLog.open(uri).seq >= 0
 
 
 def _moment(micros: int) -> datetime:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mesh_assets import failpoint
-from mesh_assets.cdc.relation import Relation
+from mesh_assets.cdc.relation import IDENTITY_FULL, Relation
 from mesh_assets.cdc.schema import SchemaLog, SchemaVersion, added_columns, same_shape
 from mesh_assets.cdc.snapshot import ExportedSnapshot, SnapshotChunk
 from mesh_assets.errors import MeshError, MigrationRefused
@@ -110,6 +110,11 @@ class Landing:
             self._log = ChangeLog.create(uri, described.row_schema, self.target.key)
         self._extend(described, at)
 
+    def read_again(self, at: datetime) -> None:
+        """Have the rows compared with the source's once more, and the differences appended."""
+        if not self.snapshot_wanted:
+            self._mark(_BACKFILL, at)
+
     def check(self, streamed: Relation) -> None:
         """Check that changes in the announced shape can be landed.
 
@@ -117,6 +122,12 @@ class Landing:
             MigrationRefused: if it differs from the known shape by more than added columns.
         """
         described = self._describe(self.target.source_table)
+        if streamed.identity != IDENTITY_FULL and set(streamed.key) != set(self.target.key):
+            raise MigrationRefused(
+                f"{self.target.source_table}: the replica identity is now {list(streamed.key)}, "
+                f"the contract's key is {list(self.target.key)}",
+                hint="its changes are kept in the parking log until identity and contract agree again",
+            )
         if same_shape(streamed, self.relation):
             # The message lacks attribute numbers: a column dropped and added again looks the same.
             now = {column.name: column.attnum for column in described.columns}
@@ -127,23 +138,32 @@ class Landing:
                     hint="their older values are gone at the source; capture the table again",
                 )
             return
-        added_columns(self._version, _restricted(described, streamed))
+        if not self._older(streamed):
+            added_columns(self._version, _restricted(described, streamed))
+
+    def _older(self, streamed: Relation) -> bool:
+        """Whether a shape is the known one before its last columns: the log fills those with null."""
+        before = [(c.name, c.type.oid, c.type.typmod) for c in streamed.columns]
+        known = [(c.name, c.type.oid, c.type.typmod) for c in self.relation.columns]
+        return len(before) < len(known) and known[: len(before)] == before
 
     def _extend(self, relation: Relation, at: datetime) -> None:
         """Add the columns that ``relation`` (from the catalog) has beyond the known version."""
-        added = added_columns(self._version, relation)
-        if added:
-            self.log.add_columns([pa.field(column.name, column.arrow) for column in added])
-            if any(column.missing is not None for column in added) and not self.snapshot_wanted:
-                # The log says nothing of the value that older rows now have: read them again.
-                self._mark(_BACKFILL, at)
-            version = SchemaVersion.of(relation, self._version.number + 1)
-            self._schemas.record([version], at)
-            self._version = version
+        known = self._version
+        added = added_columns(known, relation)
+        self.log.add_columns([pa.field(column.name, column.arrow) for column in added])
+        # Another table of this name, or one that was rewritten: what that did to rows is in no message.
+        rewritten = (known.oid, known.relfilenode) != (relation.oid, relation.relfilenode)
+        if rewritten or any(column.missing is not None for column in added):
+            self.read_again(at)
+        if rewritten or added:
+            number = known.number + 1 if added else known.number
+            self._version = SchemaVersion.of(relation, number)
+            self._schemas.record([self._version], at)
         self.relation = relation
 
     def _follow(self, streamed: Relation, at: datetime) -> None:
-        if not same_shape(streamed, self.relation):
+        if not same_shape(streamed, self.relation) and not self._older(streamed):
             self._extend(_restricted(self._describe(self.target.source_table), streamed), at)
 
     # -- what it holds ------------------------------------------------------------------------
@@ -172,7 +192,7 @@ class Landing:
     @property
     def backfill_wanted(self) -> bool:
         """Whether rows have to be read again for a column that was added with a value."""
-        return self.opened and self.log.transaction(_SNAPSHOT) == _BACKFILL
+        return self.opened and self.refused is None and self.log.transaction(_SNAPSHOT) == _BACKFILL
 
     def report(self, appended: Appended) -> TableReport:
         """One append, for whoever watches the shift."""
@@ -225,7 +245,7 @@ class Landing:
         return appended
 
     def _reading(self) -> int:
-        return _BACKFILL if self.backfill_wanted else _READING
+        return _BACKFILL if self.backfill_wanted and not self.snapshot_wanted else _READING
 
     def _mark(self, state: int, at: datetime) -> None:
         """Commit a snapshot state alone."""
@@ -276,6 +296,7 @@ class SnapshotLanding:
         self._landing = landing
         self._snapshot = snapshot
         self._columns = [*landing.relation.row_schema.names, "_exact"]
+        # Where a key's value does not fit its column, its exact text tells keys apart.
         self._held: Held | None = None
         if landing.log.seq >= 0:
             self._held = Held(self._batches(), landing.log.key, self._columns)
@@ -301,8 +322,8 @@ class SnapshotLanding:
             field.name: pa.nulls(count, field.type) for field in relation.frame_schema
         }
         if gone is not None:
-            for name in self._landing.log.key:
-                columns[name] = gone[name].to_arrow().cast(relation.row_schema.field(name).type)
+            for name in (*self._landing.log.key, "_exact"):
+                columns[name] = gone[name].to_arrow().cast(relation.frame_schema.field(name).type)
         fixed = {"_op": "d", "_xid": 0, "_committed_at": snapshot.taken_at}
         for name, value in fixed.items():
             columns[name] = pa.repeat(pa.scalar(value, relation.frame_schema.field(name).type), count)

@@ -178,12 +178,13 @@ class Mesh:
         last = Ledger(uri).latest()
         if last is None:
             return None
-        tables = {
-            table.name: last.tables[table.physical_name]
-            for table in product.contract.tables
-            if table.physical_name in last.tables
-        }
-        return Horizon(tables, last.end_lsn, last.observed_at)
+        wanted = {table.name: table.physical_name for table in product.contract.tables}
+        if not set(wanted.values()) <= last.tables.keys():
+            # A table is parked or being read again: only versions are consistent.
+            return None
+        tables = {name: last.tables[physical_name] for name, physical_name in wanted.items()}
+        # The next transaction may commit exactly where the last one ended.
+        return Horizon(tables, last.end_lsn - 1, last.observed_at)
 
     def changes(
         self, name: str, key: Mapping[str, object] | str, *, principal: Principal | None = None

@@ -41,6 +41,10 @@ def preflight(plan: CapturePlan, source: Source) -> tuple[dict[str, Relation], d
                     relations |= alone.preflight()
                 except own as problem:
                     unfit[table] = problem
+                except SourceNotReady as problems:
+                    if not all(isinstance(problem, own) for problem in problems.problems):
+                        raise
+                    unfit[table] = problems
         if not relations:
             raise error from None
         return relations, unfit

@@ -99,8 +99,8 @@ class ShiftLineage:
     def _input(self, target: Target, position: str = "", row_count: int | None = None) -> InputDataset:
         address = conninfo_to_dict(self._plan.source.url)
         return source_table(
-            str(address.get("host") or "localhost"),
-            int(address.get("port") or 5432),
+            str(address.get("host") or "localhost").split(",")[0],
+            int(str(address.get("port") or 5432).split(",")[0]),
             str(address.get("dbname") or ""),
             target.source_table,
             position=position or None,

@@ -34,6 +34,7 @@ class ParkingLog:
         self._uri = uri
         self._gap_count = gap_count
         self._table = Table.open(uri) if Table.exists(uri) else None
+        self._announcement: dict[str, pa.Table] = {}
 
     def position(self, table: str, gap_count: int | None = None) -> tuple[int, int]:
         """Position of the last change parked of ``schema.table`` since the last gap; (0, -1) when none is.
@@ -55,8 +56,13 @@ class ParkingLog:
         messages = messages.filter(_beyond(messages, self.position(table)))
         changes = messages.filter(pc.not_equal(messages["kind"], "R"))
         if not changes.num_rows:
-            # An announcement alone comes again before the next change.
+            # An announcement comes once in a session: it is kept for the change that follows it.
+            if messages.num_rows:
+                self._announcement[table] = messages.slice(messages.num_rows - 1)
             return 0
+        announcement = self._announcement.pop(table, None)
+        if announcement is not None and messages["kind"][0].as_py() != "R":
+            messages = pa.concat_tables([announcement, messages])
         if self._table is None:
             self._table = Table.create(
                 self._uri, SCHEMA, append_only=True, name="parking", description="raw changes that wait"

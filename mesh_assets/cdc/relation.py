@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 
 from mesh_assets.cdc.type import PostgresType
-from mesh_assets.errors import SourceError
+from mesh_assets.errors import SourceError, TableRefused
 
 COMMITTED_AT_TYPE: Final = pa.timestamp("us", tz="UTC")
 UNCHANGED_TYPE: Final = pa.list_(pa.string())
@@ -82,7 +82,7 @@ class Relation:
             )
         for column in self.columns:
             if column.name.startswith("_"):
-                raise SourceError(
+                raise TableRefused(
                     f"column {column.name!r} of table {self.qualified_name} starts with an underscore",
                     hint="such names are kept for the change log's own columns: rename it, "
                     "or leave it out of the publication's column list",

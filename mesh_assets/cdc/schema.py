@@ -24,6 +24,8 @@ SCHEMA = pa.schema(
         pa.field("schema_version", pa.int32(), nullable=False),
         pa.field("columns", pa.string(), nullable=False),
         pa.field("identity", pa.string(), nullable=False),
+        pa.field("oid", pa.int64(), nullable=False),
+        pa.field("relfilenode", pa.int64(), nullable=False),
         pa.field("recorded_at", pa.timestamp("us", "UTC"), nullable=False),
     ]
 )
@@ -41,12 +43,18 @@ class ColumnVersion:
 
 @dataclass(frozen=True)
 class SchemaVersion:
-    """The shape of ``table`` (``schema.table``) from its version number on."""
+    """The shape of ``table`` (``schema.table``) from its version number on.
+
+    ``oid`` and ``relfilenode`` are of the table when it was last looked at: they tell that it was
+    replaced or rewritten, which changes rows without a message.
+    """
 
     table: str
     number: int
     columns: tuple[ColumnVersion, ...]
     identity: str
+    oid: int
+    relfilenode: int
 
     @property
     def types(self) -> dict[str, str]:
@@ -61,6 +69,8 @@ class SchemaVersion:
             number,
             tuple(ColumnVersion(c.attnum, c.name, c.type.name, c.key) for c in relation.columns),
             relation.identity,
+            relation.oid,
+            relation.relfilenode,
         )
 
     def names(self) -> list[str]:
@@ -120,10 +130,17 @@ class SchemaLog:
             )
         )
         self._latest: dict[str, SchemaVersion] = {}
-        for row in sorted(self._table.read().to_pylist(), key=lambda row: row["schema_version"]):
+        for row in sorted(
+            self._table.read().to_pylist(), key=lambda row: (row["schema_version"], row["recorded_at"])
+        ):
             columns = tuple(ColumnVersion(**column) for column in json.loads(row["columns"]))
             self._latest[row["table"]] = SchemaVersion(
-                row["table"], row["schema_version"], columns, row["identity"]
+                row["table"],
+                row["schema_version"],
+                columns,
+                row["identity"],
+                row["oid"],
+                row["relfilenode"],
             )
 
     def latest(self, table: str) -> SchemaVersion | None:
@@ -140,6 +157,8 @@ class SchemaLog:
                 "schema_version": version.number,
                 "columns": json.dumps([vars(column) for column in version.columns]),
                 "identity": version.identity,
+                "oid": version.oid,
+                "relfilenode": version.relfilenode,
                 "recorded_at": at,
             }
             for version in versions

@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi
 import numpy as np
 import pyarrow as pa
-from adbc_driver_manager.dbapi import Cursor
 from psycopg import sql
 
 from mesh_assets.cdc import catalog
@@ -35,6 +33,9 @@ from mesh_assets.errors import (
     SourceDisconnected,
     SourceError,
 )
+
+if TYPE_CHECKING:
+    from adbc_driver_manager.dbapi import Cursor
 
 _CHUNK_BYTES = 64 << 20
 _LOCK_SECONDS = 60
@@ -144,6 +145,9 @@ class ExportedSnapshot:
                 asked for does not exist any more.
             SnapshotBlocked, CredentialsRejected, SourceDisconnected, SourceError: see :func:`chunks`.
         """
+        # Imports pandas: most shifts read no snapshot and have no need of its 30 MB.
+        import adbc_driver_postgresql.dbapi
+
         url = self._source.config.url
         with _translated(self._source, table):
             if self._reader is None:

@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from mesh_assets.lake.exact import text_of
+
 _ENTRIES = pl.List(pl.Struct({"key": pl.String, "value": pl.String}))
 _CONTENT_SEED = 0
 _KEY_SEEDS = (1, 2)
@@ -51,8 +53,10 @@ def row_hash(rows: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
 
 
 def key_hash(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
-    """Two UInt64 columns (``_k0``, ``_k1``) that identify a key."""
+    """Two UInt64 columns (``_k0``, ``_k1``) that identify a key, by its exact texts where it has any."""
     part = canonical(rows, key)
+    if "_exact" in rows.columns:
+        part = part.hstack(rows.select(text_of(name).alias(f"_exact.{name}") for name in key))
     return pl.DataFrame({f"_k{i}": part.hash_rows(seed=seed) for i, seed in enumerate(_KEY_SEEDS)})
 
 
@@ -84,7 +88,7 @@ class Held:
         return rows.filter(pa.array(keep))
 
     def missing(self, rows: Iterable[pl.DataFrame]) -> pl.DataFrame:
-        """Keys that the lake holds and no :meth:`changed` call has shown: deleted at the source."""
+        """Keys (with ``_exact``) that the lake holds and no :meth:`changed` call has shown: deleted."""
         seen = pl.concat([self._held.select("_k0", "_k1").clear(), *self._seen])
         gone = self._held.join(seen, on=["_k0", "_k1"], how="anti").select("_k0", "_k1")
         parts: list[pl.DataFrame] = []
@@ -92,5 +96,5 @@ class Held:
             if gone.is_empty() and parts:
                 break
             hashes = key_hash(batch, self.key).with_row_index("_i").join(gone, on=["_k0", "_k1"], how="semi")
-            parts.append(batch.select(self.key)[hashes["_i"]])
+            parts.append(batch.select(*self.key, "_exact")[hashes["_i"]])
         return pl.concat(parts)

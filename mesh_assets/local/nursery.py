@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ WARM = (
     "mesh_assets.cdc.source",
 )
 """What children share by being forked after it was imported. Never the Delta Lake library, nor polars."""
+WARM_RUNS = ("pyarrow.acero", "pyarrow.parquet")
+"""What run workers need besides; it brings pandas, which the others have no need of."""
 
 _REMEMBERED_RUNS = 1000
 _CANCEL_SECONDS = 8.0
@@ -51,6 +54,7 @@ class Nursery:
 
     def serve(self) -> int:
         """Answer requests until SIGTERM; then cancel what runs and wait for it."""
+        warm_up(WARM_RUNS)
         self._logs.mkdir(parents=True, exist_ok=True)
         Path(self._path).unlink(missing_ok=True)
         # A signal must wake select(): its handler writes a byte into this pipe.
@@ -156,6 +160,9 @@ class Nursery:
             self._reap()
         for pid in self._running:
             os.kill(pid, signal.SIGKILL)
+        while self._running:
+            time.sleep(0.02)
+            self._reap()
 
 
 def _work(arguments: str) -> int:
@@ -166,12 +173,12 @@ def _work(arguments: str) -> int:
     return int(result or 0)
 
 
-def warm_up() -> None:
-    """Import what every child needs, before the first fork; nothing that starts threads of its own.
+def warm_up(names: Sequence[str] = WARM) -> None:
+    """Import what children need, before the first fork; nothing that starts threads of its own.
 
     Afterwards the garbage collector leaves all of it alone: its marks would make every child copy it.
     """
-    for name in WARM:
+    for name in names:
         import_module(name)
     gc.collect()
     gc.freeze()

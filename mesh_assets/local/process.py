@@ -30,6 +30,7 @@ _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_SECONDS = 60.0
 _LOG_BYTES = 8 << 20
 _TERMINATE_SECONDS = 6.0
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _NAME = 15  # PR_SET_NAME
 _NAME_BYTES = 15
@@ -79,8 +80,11 @@ def fork(
     if release:
         gc.collect()
         gc.freeze()
+    # What arrives before the child has handlers of its own waits; it would run, and be lost in, ours.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Both sides do it: whoever comes first, it is done before either goes on.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(pid, group or pid)
@@ -91,9 +95,10 @@ def fork(
         if name:
             rename(name)
         _detach(log, keep)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+        for number in _HANDLED:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = body() or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

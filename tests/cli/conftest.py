@@ -24,6 +24,12 @@ from mesh_assets.settings import Settings
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05)
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as on a wide terminal, whatever the tests run in."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 @dataclass(frozen=True)
 class Organisation:
     """Where it is, and how to change it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ def test_snapshot_then_changes_equal_the_source(world: World) -> None:
     assert first.snapshot_row_count > 0
     assert first.reason == "idle"
     assert_equal(world.plan)
+    world.application.truncates = False
     world.application.transact(200)
     second = drain(world.plan)
     assert second.row_count > 0
@@ -189,6 +191,48 @@ def test_an_added_column_with_a_default_is_read_again(world: World) -> None:
     world.application.transact(30)
     drain(world.plan)
     drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_changes_from_before_an_added_column_land_in_their_old_shape(world: World) -> None:
+    drain(world.plan)
+    execute(
+        world,
+        "insert into shop.item (id, name) values (6000, 'before')",
+        "alter table shop.item add column colour text",
+        "insert into shop.item (id, colour) values (6001, 'red')",
+    )
+    assert not drain(world.plan).refused
+    assert_equal(world.plan)
+
+
+def test_a_column_with_a_volatile_default_is_read_again(world: World) -> None:
+    drain(world.plan)
+    execute(world, "alter table shop.item add column token uuid default gen_random_uuid()")
+    drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_a_table_put_in_the_place_of_another_is_read_again(world: World) -> None:
+    drain(world.plan)
+    execute(
+        world,
+        "create table shop.other (like shop.line including all)",
+        "insert into shop.other values (1, 1, 1, 'other')",
+        "begin; alter table shop.line rename to line_old; alter table shop.other rename to line; commit",
+    )
+    drain(world.plan)
+    execute(world, "insert into shop.line values (2, 1, 1, 'after')")
+    drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_a_ledger_that_is_missing_beside_its_logs_is_a_gap(world: World) -> None:
+    drain(world.plan)
+    shutil.rmtree(world.plan.part_uri("ledger"))
+    execute(world, "delete from shop.item where id % 2 = 0")
+    drain(world.plan)
+    assert GapLog(world.plan.part_uri("gaps")).latest_lsn() > 0
     assert_equal(world.plan)
 
 

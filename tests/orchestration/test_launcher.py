@@ -205,3 +205,15 @@ def test_without_a_nursery_it_is_dagsters_own_launcher(
     monkeypatch.setattr(dg.DefaultRunLauncher, "launch_run", lambda self, context: called.append(context))
     launch(instance, "succeed", tmp_path / "mark")
     assert len(called) == 1
+
+
+def test_what_is_warm_has_no_threads_that_a_fork_would_lose() -> None:
+    program = (
+        "import sys\nfrom mesh_assets.local import nursery\n"
+        "nursery.warm_up()\nnursery.warm_up(nursery.WARM_RUNS)\n"
+        "sys.exit(', '.join({'polars', 'deltalake', 'duckdb'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
