@@ -87,14 +87,14 @@ class Held:
         keep[equal.to_numpy()] = False
         return rows.filter(pa.array(keep))
 
-    def missing(self, rows: Iterable[pl.DataFrame]) -> pl.DataFrame:
-        """Keys (with ``_exact``) that the lake holds and no :meth:`changed` call has shown: deleted."""
+    def missing(self, rows: Iterable[pl.DataFrame]) -> pl.DataFrame | None:
+        """Keys (with ``_exact``) that the lake holds and no :meth:`changed` call has shown; None if none."""
         seen = pl.concat([self._held.select("_k0", "_k1").clear(), *self._seen])
         gone = self._held.join(seen, on=["_k0", "_k1"], how="anti").select("_k0", "_k1")
+        if gone.is_empty():
+            return None
         parts: list[pl.DataFrame] = []
         for batch in rows:
-            if gone.is_empty() and parts:
-                break
             hashes = key_hash(batch, self.key).with_row_index("_i").join(gone, on=["_k0", "_k1"], how="semi")
             parts.append(batch.select(*self.key, "_exact")[hashes["_i"]])
         return pl.concat(parts)

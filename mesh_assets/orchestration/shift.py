@@ -153,5 +153,9 @@ def _drain(
         if cancelled():
             observer.flush()
             context.log.info("cancelled: the shift ended between two batches; nothing is lost")
+            run = instance.get_run_by_id(run_id)
+            if run is not None and run.status != dg.DagsterRunStatus.CANCELING:
+                # A mesh that stops asks its workers, not Dagster, which would call it a failure.
+                instance.report_run_canceling(run, message="its worker was asked to end")
             raise dg.DagsterExecutionInterruptedError
         yield from observer.results(note)
