@@ -103,7 +103,7 @@ class Running:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         if error is not None:
-            logs = sorted((self.home / "logs").glob("*.log"))
+            logs = sorted((self.home / "logs").rglob("*.log"))
             print(self.text(), *(f"== {log.name}\n{log.read_text()[-3000:]}" for log in logs), sep="\n")
 
     def text(self) -> str:
