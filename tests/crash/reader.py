@@ -39,6 +39,7 @@ class Report:
     """What was read, how often, from which versions, and what was wrong."""
 
     read_count: int = 0
+    pinned_count: int = 0
     versions: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -78,7 +79,10 @@ class Reader:
             return (0, 0)
         opened, rows = self._pinned.pop(0)
         # Files are kept for the vacuum's grace: a slow machine may have held this one for longer.
-        return self._totals(rows) if time.monotonic() - opened < _PIN_SECONDS else (0, 0)
+        if time.monotonic() - opened >= _PIN_SECONDS:
+            return (0, 0)
+        self.report.pinned_count += 1
+        return self._totals(rows)
 
     def _totals(self, rows: pl.LazyFrame) -> tuple[int, int]:
         total, count = rows.select(pl.col("quantity").sum().alias("total"), pl.len()).collect().row(0)

@@ -188,5 +188,6 @@ def test_readers_never_fail_and_never_see_half_a_transaction(
     assert result.batch_count > 10
     assert counting.folds > 3
     assert len(set(report["versions"])) > 3
+    assert report["pinned_count"] > 0
     archived = Path(plan.targets[0].changes_uri) / "_archive"
     assert list(archived.glob("*.tar")), "no commit was archived"
