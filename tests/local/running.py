@@ -174,7 +174,7 @@ class Running:
         """Shifts of a source, newest first; without statuses all of them."""
         answer = self.ask(
             "query q($filter: RunsFilter!) {runsOrError(filter: $filter) {... on Runs {results "
-            "{runId status startTime endTime}}}}",
+            "{runId status creationTime startTime endTime}}}}",
             filter={
                 "tags": [{"key": "mesh/shift", "value": source}],
                 **({"statuses": statuses} if statuses else {}),
