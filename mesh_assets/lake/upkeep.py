@@ -36,6 +36,8 @@ __all__ = ["Maintained", "Upkeep", "archive", "compact", "maintain", "recover", 
 ARCHIVE_FOLDER = "_archive"
 _SEEN = f"{ARCHIVE_FOLDER}/unreferenced.json"
 _KEPT_CHECKPOINTS = 2
+_DRAFT_SECONDS = 3600.0
+"""A commit writes its draft and puts it in place at once, whatever grace readers are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,9 @@ def archive(table: Table, *, grace_seconds: float) -> int:
     if due:
         _pack(storage, due)
     superseded = [entry.path for number, entry in checkpoints.items() if number < keep]
-    # A draft that a killed commit left; delta-rs marks them so.
-    drafts = [entry.path for entry in entries if "#" in entry.path and entry.modified <= latest_change]
+    # A draft that a killed commit left; delta-rs marks them so. A writer's own may be there, too.
+    latest_draft = time.time() - max(grace_seconds, _DRAFT_SECONDS)
+    drafts = [entry.path for entry in entries if "#" in entry.path and entry.modified <= latest_draft]
     # Oldest first, the checkpoints before the commits: a handle sees by them that it was outrun.
     storage.remove([*superseded, *(entry.path for entry in due.values()), *drafts])
     return len(due)
