@@ -81,9 +81,17 @@ class Layout:
         """A table of a source: ``part`` is ledger, parking, schemas or gaps."""
         return self._join(domain, "sources", source, part)
 
+    def catalog(self, name: ProductName, *parts: str) -> str:
+        """The product's local catalog: its record, released contracts, and the tables beside them."""
+        return self._join(name.domain, name.product, "catalog", *parts)
+
     def lineage(self) -> str:
         """The OpenLineage event table."""
         return self._join("lineage")
+
+    def enterprise(self, part: str) -> str:
+        """A table of the enterprise catalog, such as datasets, columns, edges or changes."""
+        return self._join("enterprise", part)
 
 
 def slot_name(domain: str, source: str) -> str:
