@@ -30,8 +30,10 @@ TABLE = "shop.everything.line"
 _PRODUCT = ProductName("shop", "everything")
 _SQL = f"select coalesce(sum(quantity), 0) as total, count(*) as row_count from {TABLE}"
 _MOST_PROBLEMS = 5
-_PIN_SECONDS = 2.5
-"""Well within the grace of 4 seconds that the writing shift is given."""
+GRACE_SECONDS = 8.0
+"""How long the writing shift's vacuum spares a file that nothing refers to any more."""
+_PIN_SECONDS = 1.0
+"""How long a frame is held, at least, before it is read."""
 
 
 @dataclass
@@ -74,15 +76,21 @@ class Reader:
         self._try("pinned", lambda: self._pin(mesh))
 
     def _pin(self, mesh: Mesh) -> tuple[int, int]:
-        self._pinned.append((time.monotonic(), mesh.open(TABLE).lazy))
-        if len(self._pinned) < 4:
+        opened = time.monotonic()
+        self._pinned.append((opened, mesh.open(TABLE).lazy))
+        opened, rows = self._pinned[0]
+        if time.monotonic() - opened < _PIN_SECONDS:
             return (0, 0)
-        opened, rows = self._pinned.pop(0)
-        # Files are kept for the vacuum's grace: a slow machine may have held this one for longer.
-        if time.monotonic() - opened >= _PIN_SECONDS:
+        del self._pinned[0]
+        try:
+            totals = self._totals(rows)
+        except Exception:
+            # Files are kept for the vacuum's grace: a slow machine may have held this one for longer.
+            if time.monotonic() - opened < GRACE_SECONDS:
+                raise
             return (0, 0)
         self.report.pinned_count += 1
-        return self._totals(rows)
+        return totals
 
     def _totals(self, rows: pl.LazyFrame) -> tuple[int, int]:
         total, count = rows.select(pl.col("quantity").sum().alias("total"), pl.len()).collect().row(0)

@@ -22,6 +22,7 @@ from mesh_assets.product import Mesh
 from mesh_assets.report import Budget, FoldReport, Silent
 from mesh_assets.settings import Settings
 from tests.crash import workload
+from tests.crash.reader import GRACE_SECONDS
 
 CONTRACT = """\
 apiVersion: v3.1.0
@@ -57,7 +58,7 @@ type: mesh_assets.orchestration.DataProduct
 attributes:
   source: app
 """
-_SECONDS = 6.0
+_SECONDS = 1.5 * GRACE_SECONDS
 _TRANSACTIONS_PER_SECOND = 100.0
 
 EAGER = Budget(
@@ -68,7 +69,12 @@ EAGER = Budget(
     fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0),
     # A reader may hold files for some seconds; nothing else is spared.
     upkeep=Upkeep(
-        archive_seconds=0.0, vacuum_seconds=4.0, run_length=2, commit_count=1, look_seconds=0, tend_seconds=0
+        archive_seconds=0.0,
+        vacuum_seconds=GRACE_SECONDS,
+        run_length=2,
+        commit_count=1,
+        look_seconds=0,
+        tend_seconds=0,
     ),
 )
 
