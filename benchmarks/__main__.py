@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.record import RESULTS, Record, record_table
 from benchmarks.stage import Stage
 
-NAMES = ("capture", "landed", "latency", "fold", "commit", "mesh")
+NAMES = ("capture", "landed", "latency", "fold", "commit", "mesh", "expectations", "derive", "derived", "catalog", "lineage")
 _PROJECT = Path(__file__).resolve().parent.parent
 
 

@@ -9,22 +9,16 @@ workers, both PostgreSQL clusters.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from benchmarks import child
 from benchmarks.follower import Follower
-from benchmarks.measure import ProcessSource, Sampler, process_tree
+from benchmarks.installation import PRODUCTS, everything, mesh_up
+from benchmarks.measure import Sampler
 from benchmarks.organisation import settings_of
 from benchmarks.record import Record
 from benchmarks.stage import Stage
@@ -37,18 +31,13 @@ from mesh_assets.settings import Settings
 TITLE = "mesh up: ready time, idle cost, and from idle to a fresh read"
 
 _READY_LIMIT_SECONDS = 45.0
-_GIVE_UP_SECONDS = 180.0
 _SETTLE_SECONDS = 240.0
 _IDLE_SECONDS = 60
 _IDLE_LIMIT_BYTES = 1.2e9
 _IDLE_LIMIT_CORES = 0.25
 _WAKE_TRIES = 5
 _WAKE_LIMIT_SECONDS = 12.0
-_STOP_SECONDS = 60.0
 _UNFINISHED = ["NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING"]
-
-_COMMAND = [str(Path(sys.executable).with_name("mesh")), "up", "--rate", "0"]
-_PRODUCTS = Path(__file__).resolve().parent.parent / "products"
 
 _CUSTOMER = """
 INSERT INTO shop.customers (customer_id, full_name, segment, created_at, updated_at)
@@ -62,11 +51,11 @@ VALUES (%s, %s, 'new', 'EUR', 1.00, now(), now())
 
 def run(stage: Stage) -> None:
     """Start it twice (once from nothing), leave it alone, wake it up, stop it."""
-    settings = settings_of(stage.folder, _PRODUCTS)
+    settings = settings_of(stage.folder, PRODUCTS)
     try:
-        with _up(stage, settings) as first_seconds:
+        with mesh_up(stage, settings, rate=0) as first_seconds:
             pass
-        with _up(stage, settings) as second_seconds:
+        with mesh_up(stage, settings, rate=0) as second_seconds:
             stage.console.print(
                 f"ready after {first_seconds:.1f} s from nothing, after {second_seconds:.1f} s again"
             )
@@ -86,62 +75,6 @@ def _ready(stage: Stage, first_seconds: float, second_seconds: float) -> None:
         ("mesh_ready", "mesh up, again: ready", second_seconds),
     ):
         stage.record(Record(name, title, seconds, _READY_LIMIT_SECONDS, "the limit", 1, "s", True))
-
-
-@contextmanager
-def _up(stage: Stage, settings: Settings) -> Iterator[float]:
-    """``mesh up``; yields the seconds until it was ready, and stops it as a Ctrl-C would."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
-    environment |= {"MESH_HOME": str(settings.home), "MESH_PRODUCTS": str(settings.products)}
-    log = stage.folder / "up.log"
-    record = settings.home / "up.json"
-    with log.open("a") as output:
-        began = time.monotonic()
-        process = subprocess.Popen(
-            _COMMAND,
-            env=environment,
-            cwd=_PRODUCTS.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    everything = _everything(process.pid, settings)
-    seen: dict[int, psutil.Process] = {}
-    try:
-        with stage.progress("starting the mesh"):
-            while not record.exists():
-                if process.poll() is not None or time.monotonic() - began > _GIVE_UP_SECONDS:
-                    raise child.ContenderError(f"the mesh did not get ready:\n{log.read_text()[-3000:]}")
-                time.sleep(0.05)
-        yield time.monotonic() - began
-        seen = {one.pid: one for one in everything()}
-    finally:
-        with stage.progress("stopping the mesh"):
-            _stop(process)
-    left = [one for one in seen.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    if left:
-        stage.console.print(f"[red]processes were left: {', '.join(map(str, left))}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _everything(pid: int, settings: Settings) -> ProcessSource:
-    """A source of all processes of the mesh: the supervisor's tree and both clusters'."""
-
-    def processes() -> list[psutil.Process]:
-        pids = [pid, *(cluster.status().pid for cluster in clusters(settings).values())]
-        found = {one.pid: one for root in pids if root is not None for one in process_tree(root)()}
-        return list(found.values())
-
-    return processes
 
 
 def _settle(settings: Settings) -> None:
@@ -179,14 +112,14 @@ def _unfinished_runs(settings: Settings) -> int:
 def _idle(stage: Stage, settings: Settings) -> None:
     seconds = stage.amount(_IDLE_SECONDS, 15)
     pid = json.loads((settings.home / "up.json").read_text())["pid"]
-    everything = _everything(pid, settings)
-    with stage.progress(f"idle for {seconds} s"), Sampler(cpu={"mesh": everything}, seconds=1.0) as sampler:
+    running = everything(pid, settings)
+    with stage.progress(f"idle for {seconds} s"), Sampler(cpu={"mesh": running}, seconds=1.0) as sampler:
         began = time.monotonic()
         time.sleep(seconds)
         elapsed = time.monotonic() - began
-    with Sampler(memory={"mesh": everything}) as memory:
+    with Sampler(memory={"mesh": running}) as memory:
         time.sleep(3)
-    count = sum(1 for _ in everything())
+    count = sum(1 for _ in running())
     cores = sampler.cpu_seconds("mesh") / elapsed
     stage.console.print(
         f"idle: {count} processes, {memory.peak_bytes() / 1e6:,.0f} MB, {cores:.1%} of a core"
@@ -212,7 +145,7 @@ def _wake(stage: Stage, settings: Settings) -> None:
     """Commit one order into the idle mesh, wait until a read shows it and all is idle again."""
     tries = stage.amount(_WAKE_TRIES)
     source = clusters(settings)["sources"]
-    watching = {"folder": str(stage.folder), "products": str(_PRODUCTS), "pause_seconds": 0.25}
+    watching = {"folder": str(stage.folder), "products": str(PRODUCTS), "pause_seconds": 0.25}
     committed = []
     with (
         source.connect("sales") as connection,

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mesh_assets.memory import choose_allocators
+
 if TYPE_CHECKING:
     from mesh_assets.product import open
 
 __all__ = ["open"]
+
+# Native libraries look at their settings when they are loaded.
+choose_allocators()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562 requires it

@@ -22,14 +22,6 @@ def __getattr__(name: str) -> dg.Definitions:
     """
     if name.startswith("_"):
         raise AttributeError(name)
-    from mesh_assets.orchestration.component import folder_definitions
-    from mesh_assets.orchestration.enterprise import DOMAIN, enterprise_definitions
-    from mesh_assets.settings import Settings
+    from mesh_assets.orchestration.location import location
 
-    if name == DOMAIN:
-        return enterprise_definitions()
-    folder = Settings().products.absolute() / name
-    if not folder.is_dir():
-        known = sorted(found.name for found in folder.parent.iterdir() if found.is_dir())
-        raise AttributeError(f"there is no domain {name!r} in {folder.parent}; available: {', '.join(known)}")
-    return folder_definitions(folder)
+    return location(name)

@@ -28,6 +28,7 @@
     │   ├── LayoutUnknown        written by a newer version of the program
     │   ├── TableMissing
     │   └── AsOfRefused          a moment, version or position outside of what is held
+    ├── TransformError           a derived product's own function failed, or what it gave is not as promised
     ├── QueryRefused             SQL that does not parse, does not only read, or fails
     ├── ParityDiffers            source and lake differ at one and the same position
     └── MeshNotRunning           a command needs the running mesh
@@ -228,6 +229,10 @@ class TableMissing(LakeError):
 
 class AsOfRefused(LakeError):
     """The moment, version or position asked for is outside of what is held."""
+
+
+class TransformError(MeshError):
+    """A derived product's function failed or took too much, or what it gave is not what the contract says."""
 
 
 class QueryRefused(MeshError):

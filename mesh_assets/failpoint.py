@@ -24,6 +24,8 @@ POINTS = (
     "ledger.before",
     "ledger.after",
     "acknowledge.after",
+    "replay.before",
+    "replay.after",
     "fold.before",
     "fold.written",
     "fold.after",

@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -28,8 +29,9 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import Upkeep, maintain
 from mesh_assets.memory import release
 from mesh_assets.names import ProductName
-from mesh_assets.plan import CapturePlan, Target
+from mesh_assets.plan import Tables, Target
 from mesh_assets.report import FoldReport, VersionReport
+from mesh_assets.shift_lineage import FoldRecording, Tending
 
 _FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException)
 _PATIENCE_SECONDS = 60.0
@@ -53,9 +55,17 @@ class Housekeeper:
         plan: whose tables.
         policy: when folds pay; None: nothing is folded or tended (parity's short shifts).
         upkeep: when and how tables are tended.
+        tending: told of every fold and piece of upkeep, for lineage.
     """
 
-    def __init__(self, plan: CapturePlan, policy: FoldPolicy | None, upkeep: Upkeep) -> None:
+    def __init__(
+        self,
+        plan: Tables,
+        policy: FoldPolicy | None,
+        upkeep: Upkeep,
+        tending: Tending | None = None,
+    ) -> None:
+        self._tending = tending
         self._targets = {(target.name, target.table): target for target in plan.targets}
         self._policy = policy
         self._upkeep = upkeep
@@ -69,11 +79,7 @@ class Housekeeper:
         self._maintained: dict[str, int] = {}
         self._looked: dict[str, float] = {}
         self._tended: dict[tuple[ProductName, str], float] = {}
-        self._shared = (
-            *(plan.layout.versions(name) for name in plan.products),
-            plan.part_uri("ledger"),
-            plan.layout.lineage(),
-        )
+        self._shared = plan.shared
         self._resting = False
         self._reports: queue.SimpleQueue[FoldReport] = queue.SimpleQueue()
 
@@ -150,16 +156,17 @@ class Housekeeper:
         target, (seq, cut_at) = self._targets[key], self._cuts[key]
         try:
             log = ChangeLog.open(target.changes_uri)
-            self._fold(target, log, seq, cut_at)
-            self._maintain(target.changes_uri)
-            self._maintain(target.current_uri, compacting=False)
+            with self._tending.fold(target) if self._tending else nullcontext() as lineage:
+                self._fold(target, log, seq, cut_at, lineage)
+            self._maintain(target, target.changes_uri)
+            self._maintain(target, target.current_uri, compacting=False)
             for uri in self._shared:
-                self._maintain(uri)
+                self._maintain(target, uri)
         except CommitConflict:
             # Another shift's housekeeper was first; what it left is as good.
             return
 
-    def _maintain(self, uri: str, *, compacting: bool = True) -> None:
+    def _maintain(self, target: Target, uri: str, *, compacting: bool = True) -> None:
         """Compact, archive and vacuum a table that has grown by enough commits."""
         now = time.monotonic()
         if now - self._looked.get(uri, 0.0) < self._upkeep.look_seconds or not Table.exists(uri):
@@ -167,10 +174,13 @@ class Housekeeper:
         self._looked[uri] = now
         table = Table.open(uri)
         if table.version - self._maintained.get(uri, 0) >= self._upkeep.commit_count:
-            maintain(table, self._upkeep, compacting=compacting)
+            with self._tending.upkeep(target, uri) if self._tending else nullcontext():
+                maintain(table, self._upkeep, compacting=compacting)
             self._maintained[uri] = table.version
 
-    def _fold(self, target: Target, log: ChangeLog, seq: int, cut_at: datetime) -> None:
+    def _fold(
+        self, target: Target, log: ChangeLog, seq: int, cut_at: datetime, lineage: FoldRecording | None
+    ) -> None:
         key = (target.name, target.table)
         current = Current.open_or_create(target.current_uri, log.row_schema, log.key)
         tail_count = seq - current.folded
@@ -197,6 +207,8 @@ class Housekeeper:
         self._waiting[key] = cut_at
         if done.outcome != "folded":
             return
+        if lineage is not None:
+            lineage.folded(log, current, done)
         self._reports.put(
             FoldReport(
                 target.name,

@@ -4,14 +4,17 @@ Order of commits for every batch, each durable before the next: the change log o
 parking log, the version row of every product, the ledger; only then is the position acknowledged
 to the source. Killed anywhere in between, the next shift is sent the batch again and every table
 drops what it already holds.
+
+A change that fails a blocking rule lands like any other, marked; asked to, the shift judges what is
+quarantined again between two batches.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,17 +22,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mesh_assets import failpoint
+from mesh_assets.catalog.releases import Releases
 from mesh_assets.cdc.decode import Batch, Decoder
 from mesh_assets.cdc.gap import Gap, GapLog, find_gap
 from mesh_assets.cdc.parking import ParkingLog
+from mesh_assets.cdc.refusal import RefusalLog
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.schema import SchemaLog
 from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
 from mesh_assets.cdc.source import Source
 from mesh_assets.cdc.stream import ReplicationStream
+from mesh_assets.checks import Checker
 from mesh_assets.errors import (
     MeshError,
     MigrationRefused,
+    PublicationLost,
+    SlotBusy,
     SnapshotBlocked,
     SnapshotStale,
     SourceDisconnected,
@@ -42,10 +50,12 @@ from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.table import Table
 from mesh_assets.landing import Landing, SnapshotLanding
-from mesh_assets.memory import be_frugal
-from mesh_assets.plan import CapturePlan
+from mesh_assets.memory import be_frugal, let_go
+from mesh_assets.names import ProductName
+from mesh_assets.plan import CapturePlan, checks_uri
 from mesh_assets.quiet import Quiet, passed
-from mesh_assets.readiness import TABLE_ERRORS, check_contract, preflight
+from mesh_assets.readiness import TABLE_ERRORS, check_contract, preflight, promises
+from mesh_assets.replay import Desks, Replayed
 from mesh_assets.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
 from mesh_assets.shift_lineage import ShiftLineage
 from mesh_assets.versioning import Cutter
@@ -82,6 +92,8 @@ class Shift:
         self.run_id = run_id or str(uuid.uuid4())
         self.result = ShiftResult()
         self._landings: dict[str, Landing] = {}
+        self._desks = Desks(plan.layout, plan.products)
+        self._released: set[ProductName] = set()
         self._backfill: ExportedSnapshot | None = None
         self._backfill_after = 0.0
         self._held_open = ExitStack()
@@ -103,11 +115,24 @@ class Shift:
             source.claim(wait_seconds=self.budget.claim_seconds),
         ):
             self._open(source)
-            with Housekeeper(self.plan, self.budget.fold, self.budget.upkeep) as self._housekeeper:
+            with (
+                Housekeeper(
+                    self.plan, self.budget.fold, self.budget.upkeep, self._lineage.tending
+                ) as self._housekeeper,
+                Checker(
+                    self.plan.layout,
+                    self.plan.definitions,
+                    self._promises.rulesets,
+                    self.run_id,
+                    every_seconds=self.budget.check_seconds,
+                    tending=self._lineage.tending,
+                ) as self._checker,
+            ):
                 if self._snapshot(source):
                     self._drain(source)
                     if self.result.reason == "idle":
                         self._housekeeper.finish()
+                        self._checker.finish()
                 self._report_folds()
         self.result.seconds = time.monotonic() - self._started
         return self.result
@@ -127,11 +152,14 @@ class Shift:
         with Source(replace(plan.source, tables=tuple(relations))) as publisher:
             published = self._begin(publisher)
         self._parking = ParkingLog(plan.part_uri("parking"), self._gaps.count)
+        self._refusals = RefusalLog(plan.part_uri("refusals"))
+        self._promises = promises(plan.layout, plan.definitions, plan.readers)
         for target in plan.targets:
-            landing = Landing(target, plan.source.name, schemas, source.describe, self._gaps.count)
+            gate = self._promises.gate(target)
+            landing = Landing(target, plan.source.name, schemas, source.describe, self._gaps.count, gate)
             self._landings[target.source_table] = landing
-            if target.source_table in unfit:
-                self._refuse(landing, unfit[target.source_table])
+            if refusal := unfit.get(target.source_table) or self._promises.refusal(target):
+                self._refuse(landing, refusal)
                 continue
             try:
                 landing.open(relations[target.source_table], now)
@@ -142,6 +170,8 @@ class Shift:
                 self._unpark(source, landing)
             except (MigrationRefused, *TABLE_ERRORS) as refusal:
                 self._refuse(landing, refusal)
+            if landing.refused is None:
+                self._refusals.record(target.source_table, None, now, self.run_id)
 
     def _recover(self) -> None:
         """Move aside what a power cut left unreadable; it was not acknowledged and comes again."""
@@ -152,8 +182,12 @@ class Shift:
         for target in plan.targets:
             seq = held.get(target.source_table, -1)
             moved += recover(target.changes_uri, {"seq": seq} if seq >= 0 else {})
-        others = [*map(plan.layout.versions, plan.products)]
-        others += [plan.part_uri(part) for part in ("parking", "schemas", "gaps")]
+        others = [
+            uri
+            for name in plan.products
+            for uri in (plan.layout.versions(name), checks_uri(plan.layout, name))
+        ]
+        others += [plan.part_uri(part) for part in ("parking", "schemas", "gaps", "refusals")]
         others += [*(target.current_uri for target in plan.targets), plan.layout.lineage()]
         for uri in others:
             moved += recover(uri)
@@ -167,12 +201,17 @@ class Shift:
             The tables that the publication did not have before.
         """
         last, slot = self._ledger.latest(), source.slot()
-        gap = find_gap(last, slot, self._system)
+        gap = find_gap(last, slot, self._system, source.tip()[1])
         if last is None and any(_holds_rows(target.changes_uri) for target in self.plan.targets):
             gap = "the ledger is missing beside change logs that hold rows"
         if last is not None and gap is None:
-            self._commit_lsn, self._held_lsn = last.commit_lsn, last.end_lsn
-            return source.ensure_publication(slot_is_new=False)
+            try:
+                published = source.ensure_publication(slot_is_new=False)
+            except PublicationLost:
+                gap = "the publication was dropped: what changed meanwhile was not sent"
+            else:
+                self._commit_lsn, self._held_lsn = last.commit_lsn, last.end_lsn
+                return published
         if slot is not None:
             # Without a ledger it is the leaving of a shift that died before its first row.
             source.drop_slot()
@@ -186,6 +225,8 @@ class Shift:
 
     def _refuse(self, landing: Landing, refusal: MeshError) -> None:
         landing.refused = refusal
+        table = landing.target.source_table
+        self._refusals.record(table, str(refusal), datetime.now(UTC), self.run_id)
         self._cutter.suspend(landing.target.name)
         self.result.refused[landing.target.source_table] = str(refusal)
         self.observer.message(f"parked {refusal}")
@@ -249,6 +290,7 @@ class Shift:
         for chunk in chunks(source, landing.relation, snapshot, row_count=self.budget.snapshot_rows):
             reader.land(chunk)
             count += chunk.frame.num_rows
+            self._lineage.snapshot(landing.target, chunk.frame.num_rows)
             self.result.snapshot_row_count += chunk.frame.num_rows
             if self.observer.cancelled():
                 return False
@@ -294,14 +336,20 @@ class Shift:
     def _drain(self, source: Source) -> None:
         plan = self.plan.source
         decoder = Decoder(source.resolve, key_of=self._key_of, accept=self._accept)
-        stream = ReplicationStream(
-            plan.url, slot=plan.slot, publication=plan.publication, start_lsn=self._held_lsn
-        )
         try:
-            self._stream(source, decoder, stream)
-        finally:
-            stream.close()
-            self._held_open.close()
+            stream = ReplicationStream(
+                plan.url, slot=plan.slot, publication=plan.publication, start_lsn=self._held_lsn
+            )
+            try:
+                self._stream(source, decoder, stream)
+            finally:
+                stream.close()
+                self._held_open.close()
+        except PublicationLost:
+            # Whoever makes it again, this slot has to pass the time without it. The next shift begins anew.
+            with suppress(SlotBusy):
+                source.drop_slot()
+            raise
 
     def _stream(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         budget, observer = self.budget, self.observer
@@ -309,6 +357,9 @@ class Shift:
         now = time.monotonic()
         landed, looked = now - budget.batch_seconds, now
         while True:
+            for name, answer in self._desks.serve(self.run_id, self._replay):
+                told = ", ".join(f"{table} {one.sentence()}" for table, one in answer.tables.items())
+                observer.message(f"{name}: replay of quarantine: {told}")
             wait = _POLL_SECONDS
             if decoder.row_count:
                 wait = max(0.0, min(wait, landed + budget.batch_seconds - now))
@@ -428,6 +479,9 @@ class Shift:
         )
         self.result.add(done)
         self.observer.batch(done)
+        if self.result.batch_count == 1:
+            # The decoder's kernels are loaded: their compiler has nothing more to do.
+            let_go("libllvmlite")
 
     def _park(self, batch: Batch, names: Mapping[int, str]) -> int:
         """Keep the raw changes of tables that cannot take them."""
@@ -442,10 +496,52 @@ class Shift:
         """Write the product versions that are due, and let their tables be folded up to them."""
         failpoint.reach("version.before")
         for report in self._cutter.cut(self._landings.values(), commit_lsn, end_lsn, final=final):
+            self._release(report.name)
             self._lineage.version(report)
             self.observer.version(report)
             self._housekeeper.cut(report, later=self._behind)
+            self._checker.cut(report)
         failpoint.reach("version.after")
+
+    def _release(self, name: ProductName) -> None:
+        """Keep the contract under which a product's first version of this shift was made."""
+        product = self.plan.definitions.get(name)
+        if product is None or name in self._released:
+            return
+        self._released.add(name)
+        releases = Releases(self.plan.layout.catalog(name))
+        held = releases.at(product.contract.version)
+        if held is None:
+            releases.record(product.contract)
+        elif held.contract.hash != product.contract.hash:
+            self.observer.message(
+                f"{name}: the contract is not what was released as version {product.contract.version}; "
+                "raise the version, so that consumers see the change"
+            )
+
+    # -- quarantine ---------------------------------------------------------------------------
+
+    def _replay(self, name: ProductName, tables: Sequence[str]) -> Mapping[str, Replayed]:
+        """Judge what is quarantined again, under the contract of this shift."""
+        done: dict[str, Replayed] = {}
+        for landing in self._landings.values():
+            table = landing.target.table
+            if landing.target.name != name or (tables and table not in tables):
+                continue
+            if landing.refused is not None:
+                done[table] = Replayed(refused=f"the table is parked: {landing.refused.message}")
+                continue
+            done[table] = Replayed()
+            for release, appended in landing.replay(datetime.now(UTC)):
+                count = appended.row_count if appended else 0
+                done[table] += Replayed(release.released, release.kept, count)
+                if appended is not None:
+                    report = landing.report(appended)
+                    self._lineage.appended(report)
+                    self.result.tables[name, table] = report
+        if any(one.row_count for one in done.values()):
+            self._cut(self._commit_lsn, self._held_lsn, final=True)
+        return done
 
     def _record(self, commit_lsn: int, end_lsn: int, observed_at: datetime) -> None:
         """Append the ledger's row: from here on the position may be acknowledged.
@@ -489,10 +585,12 @@ class Shift:
 
     def _report_folds(self) -> None:
         for report in self._housekeeper.reports():
-            self._lineage.fold(report)
             self.observer.fold(report)
-        while self._housekeeper.messages:
-            self.observer.message(self._housekeeper.messages.pop(0))
+        for checked in self._checker.reports():
+            self.observer.checked(checked)
+        for messages in (self._housekeeper.messages, self._checker.messages):
+            while messages:
+                self.observer.message(messages.pop(0))
 
 
 def _holds_rows(uri: str) -> bool:

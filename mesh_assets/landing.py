@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import polars as pl
@@ -16,15 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mesh_assets import failpoint
-from mesh_assets.cdc.relation import IDENTITY_FULL, Relation
-from mesh_assets.cdc.schema import SchemaLog, SchemaVersion, added_columns, same_shape
+from mesh_assets.cdc.relation import IDENTITY_FULL, Leaf, Relation
+from mesh_assets.cdc.schema import SchemaLog, SchemaVersion, added_columns, leaves_of, same_shape
 from mesh_assets.cdc.snapshot import ExportedSnapshot, SnapshotChunk
 from mesh_assets.errors import MeshError, MigrationRefused
+from mesh_assets.gating import Guard, Verdict
 from mesh_assets.lake.checksum import Held
 from mesh_assets.lake.log import Appended, ChangeLog
-from mesh_assets.lake.read import rows_at
+from mesh_assets.lake.quarantine import Release, source_rows
 from mesh_assets.lake.table import Table
 from mesh_assets.plan import Target
+from mesh_assets.quality.gate import Gate
 from mesh_assets.report import TableReport
 
 _SNAPSHOT = "snapshot"
@@ -52,10 +54,12 @@ class Landing:
         schemas: schema versions of the source's tables.
         describe: what the source's catalog says of ``schema.table`` now.
         gap_count: how many gaps the source had so far.
+        gate: the blocking row rules of the table; None if there are none.
 
     Attributes:
         refused: why the table takes nothing in this shift; its changes are parked.
         op_count: changes landed by this object, by op.
+        rejected_count: how many of them the gate kept out of current.
     """
 
     def __init__(
@@ -65,15 +69,19 @@ class Landing:
         schemas: SchemaLog,
         describe: Callable[[str], Relation],
         gap_count: int,
+        gate: Gate | None = None,
     ) -> None:
         self.target = target
         self.refused: MeshError | None = None
         self.op_count: Counter[str] = Counter()
+        self.rejected_count = 0
+        self._gate = gate
         self._counted = Since()
         self._log: ChangeLog | None = None
         self._source = source
         self._schemas = schemas
         self._describe = describe
+        self._leaves: tuple[Leaf, ...] | None = None
         self._gap_count = gap_count
 
     @property
@@ -94,6 +102,7 @@ class Landing:
 
         Raises:
             MigrationRefused: if the source's table changed in a way that does not apply by itself.
+            ContractError: if the gate cannot work on this table.
         """
         uri = self.target.changes_uri
         known = self._schemas.latest(described.qualified_name)
@@ -108,6 +117,7 @@ class Landing:
             self._log = ChangeLog.open(uri)
         else:
             self._log = ChangeLog.create(uri, described.row_schema, self.target.key)
+        self.guard = Guard(self._log, self.target.current_uri, self._gate)
         self._extend(described, at)
 
     def read_again(self, at: datetime) -> None:
@@ -122,6 +132,8 @@ class Landing:
             MigrationRefused: if it differs from the known shape by more than added columns.
         """
         described = self._describe(self.target.source_table)
+        if leaves_of(described) != self._version.leaves:
+            self._leaves = described.leaves
         if streamed.identity != IDENTITY_FULL and set(streamed.key) != set(self.target.key):
             raise MigrationRefused(
                 f"{self.target.source_table}: the replica identity is now {list(streamed.key)}, "
@@ -152,17 +164,19 @@ class Landing:
         known = self._version
         added = added_columns(known, relation)
         self.log.add_columns([pa.field(column.name, column.arrow) for column in added])
-        # Another table of this name, or one that was rewritten: what that did to rows is in no message.
-        rewritten = (known.oid, known.relfilenode) != (relation.oid, relation.relfilenode)
-        if rewritten or any(column.missing is not None for column in added):
+        replaced = known.replaced(relation)
+        if replaced or any(column.missing is not None for column in added):
             self.read_again(at)
-        if rewritten or added:
+        if replaced or added or known.leaves != leaves_of(relation):
             number = known.number + 1 if added else known.number
             self._version = SchemaVersion.of(relation, number)
             self._schemas.record([self._version], at)
         self.relation = relation
 
     def _follow(self, streamed: Relation, at: datetime) -> None:
+        leaves, self._leaves = self._leaves, None
+        if leaves is not None:
+            self._extend(replace(self.relation, leaves=leaves), at)
         if not same_shape(streamed, self.relation) and not self._older(streamed):
             self._extend(_restricted(self._describe(self.target.source_table), streamed), at)
 
@@ -204,6 +218,7 @@ class Landing:
             appended.last_seq,
             appended.delta_version,
             self._version.types,
+            self.rejected_count,
         )
 
     def since(self, seq: int) -> Since:
@@ -228,6 +243,7 @@ class Landing:
         frame = self._beyond(frame)
         if not frame.num_rows:
             return None
+        frame = self._fitted(frame)
         last = frame.num_rows - 1
         position = (frame["_position"][last].as_py(), frame["_ordinal"][last].as_py())
         return self._append(frame, position, at, {})
@@ -253,20 +269,46 @@ class Landing:
         lsn = self.log.transaction(_SNAPSHOT_LSN) or 0
         self._append(nothing, self.position, at, {_SNAPSHOT_LSN: lsn, _SNAPSHOT: state})
 
+    def replay(self, at: datetime) -> Iterator[tuple[Release, Appended | None]]:
+        """Append once more, whole and with their positions, the quarantined changes that pass by now.
+
+        The position at the source stays where it is: this landing holds these changes already. Where
+        no change of a part passes, nothing is appended.
+
+        Raises:
+            Fenced: if another shift has appended.
+        """
+        for release, verdict in self.guard.released():
+            if not release.frame.num_rows:
+                yield release, None
+                continue
+            failpoint.reach("replay.before")
+            appended = self._append(release.frame, self.position, at, {}, verdict)
+            failpoint.reach("replay.after")
+            yield release, appended
+
     def _append(
-        self, frame: pa.Table, position: tuple[int, int], at: datetime, transactions: dict[str, int]
+        self,
+        frame: pa.Table,
+        position: tuple[int, int],
+        at: datetime,
+        transactions: dict[str, int],
+        verdict: Verdict | None = None,
     ) -> Appended:
+        verdict = verdict or self.guard.judge(frame)
         appended = self.log.append(
             frame,
             source=self._source,
             position=position,
             captured_at=at,
             schema_version=self._version.number,
-            transactions=transactions,
+            rejected_by=verdict.rejected_by,
+            transactions={**transactions, **verdict.transactions},
             # Another server, or a snapshot after a gap, may count from below.
             rewound=bool(transactions),
             empty=bool(transactions),
         )
+        self.rejected_count += verdict.rejected_count
         for item in pc.value_counts(frame["_op"]).to_pylist():
             self.op_count[item["values"]] += item["counts"]
             self._counted.op_count[item["values"]] += item["counts"]
@@ -274,6 +316,31 @@ class Landing:
         if latest is not None:
             self._counted.committed_at = max(latest, self._counted.committed_at or latest)
         return appended
+
+    def _fitted(self, frame: pa.Table) -> pa.Table:
+        """The rows in the log's types: what was parked may be of another shape than the table has now."""
+        row_schema = self.log.row_schema
+        given = [name for name in frame.column_names if not name.startswith("_")]
+        try:
+            if all(frame.schema.field(name).type.equals(row_schema.field(name).type) for name in given):
+                return frame
+            for name in given:
+                there, wanted = frame.schema.field(name).type, row_schema.field(name).type
+                if not there.equals(wanted) and not (
+                    pa.types.is_integer(there) and pa.types.is_integer(wanted)
+                ):
+                    raise pa.ArrowInvalid(f"column {name} has type {there}, the log has {wanted}")
+                place = frame.schema.get_field_index(name)
+                frame = frame.set_column(place, name, frame[name].cast(wanted))
+            before = self.log.table.schema.field("_before").type
+            place = frame.schema.get_field_index("_before")
+            held = [before.field(one.name) for one in frame.schema.field("_before").type]
+            return frame.set_column(place, "_before", frame["_before"].cast(pa.struct(held)))
+        except (KeyError, pa.ArrowInvalid) as error:
+            raise MigrationRefused(
+                f"{self.target.source_table}: changes that were made in another shape do not fit: {error}",
+                hint="they stay in the parking log; capture the table again",
+            ) from error
 
     def _beyond(self, frame: pa.Table) -> pa.Table:
         """The rows beyond the log's position."""
@@ -332,7 +399,8 @@ class SnapshotLanding:
 
     def _batches(self) -> Iterator[pl.DataFrame]:
         landing = self._landing
-        rows = rows_at(landing.log, landing.target.current_uri, landing.log.seq, columns=self._columns)
+        # What is quarantined is held: it comes again only if the source has something else by now.
+        rows = source_rows(landing.log, landing.target.current_uri, landing.log.seq, columns=self._columns)
         yield from rows.collect_batches(chunk_size=250_000)
 
 
@@ -352,4 +420,5 @@ def _restricted(described: Relation, streamed: Relation) -> Relation:
         streamed.identity,
         columns,
         described.relfilenode,
+        described.leaves,
     )

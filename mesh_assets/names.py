@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from mesh_assets.errors import UnknownName
 
 _PART = re.compile(r"[a-z][a-z0-9_]*\Z")
+_KEPT = re.compile(r"(?P<product>.+)_v(?P<major>[1-9][0-9]*)\Z")
 
 CHANGES = "changes"
 CURRENT = "current"
@@ -51,6 +52,16 @@ class ProductName:
     def __str__(self) -> str:
         return f"{self.domain}.{self.product}"
 
+    def kept_version(self, major: int) -> ProductName:
+        """The product that keeps an old major version of this one beside it: ``sales.orders_v1``."""
+        return ProductName(self.domain, f"{self.product}_v{major}")
+
+    @property
+    def keeps(self) -> tuple[ProductName, int] | None:
+        """The product and major version that this one, by its name, keeps; None if it keeps none."""
+        match = _KEPT.match(self.product)
+        return (ProductName(self.domain, match["product"]), int(match["major"])) if match else None
+
     def asset_key(self, kind: str, table: str) -> list[str]:
         """Dagster's asset key of one table: ``[domain, product, kind, table]``."""
         return [self.domain, self.product, kind, table]
@@ -78,7 +89,7 @@ class Layout:
         return self._join(name.domain, name.product, "versions")
 
     def source(self, domain: str, source: str, part: str) -> str:
-        """A table of a source: ``part`` is ledger, parking, schemas or gaps."""
+        """A table of a source: ``part`` is ledger, parking, refusals, schemas or gaps."""
         return self._join(domain, "sources", source, part)
 
     def catalog(self, name: ProductName, *parts: str) -> str:
@@ -113,6 +124,16 @@ def lake_dataset(uri: str) -> tuple[str, str]:
     if split.scheme in ("", "file"):
         return "file", str(Path(split.path if split.scheme else uri).absolute())
     return f"{split.scheme}://{split.netloc}", split.path.lstrip("/")
+
+
+def mesh_dataset(name: ProductName, kind: str, table: str = "") -> tuple[str, str]:
+    """OpenLineage ``(namespace, name)`` by which the mesh knows a table: its name, and what kind it is of.
+
+    ``sales.orders.order_lines`` is the current table, ``sales.orders.order_lines:changes`` its log and
+    ``sales.orders:versions`` the version log.
+    """
+    full = f"{name}.{table}" if table else str(name)
+    return "mesh", full if kind == CURRENT else f"{full}:{kind}"
 
 
 def postgres_dataset(host: str, port: int, database: str, schema: str, table: str) -> tuple[str, str]:

@@ -3,12 +3,15 @@
 The source is read through an exported snapshot, so its applications go on writing; the lake is
 read as of the snapshot's consistent point. Rows are compared as counts and checksums per key
 range; where a range differs, its keys are compared.
+
+A key whose last change is in quarantine is not what the source has, on purpose. It is told as such, and
+the change in quarantine is what is held against the source: nothing may be lost there either.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +25,11 @@ from mesh_assets.errors import AsOfRefused, SlotBusy, TableMissing
 from mesh_assets.ingest import Shift
 from mesh_assets.lake.checksum import key_hash, row_hash
 from mesh_assets.lake.ledger import Ledger
-from mesh_assets.lake.log import ChangeLog
-from mesh_assets.lake.read import rows_at
+from mesh_assets.lake.log import REJECTED, ChangeLog
+from mesh_assets.lake.quarantine import RULES, last_rows, open_rows, source_rows
+from mesh_assets.lake.shape import Shape
 from mesh_assets.lake.table import Table
+from mesh_assets.lake.tail import shape_of
 from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.report import BatchReport, Budget, Silent
@@ -66,7 +71,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """The verdict on one table at one position."""
+    """The verdict on one table at one position.
+
+    Attributes:
+        ranges: every key range; a quarantined key counts with its quarantined row.
+        differences: the first keys that differ.
+        quarantined_count: keys whose last change is in quarantine.
+        quarantined: the first of them.
+        version: of a derived product, which has no source with positions: the version that was compared.
+    """
 
     name: ProductName
     table: str
@@ -74,10 +87,13 @@ class ParityResult:
     ranges: tuple[RangeResult, ...]
     differences: tuple[Difference, ...] = field(default=())
     seconds: float = 0.0
+    quarantined_count: int = 0
+    quarantined: tuple[dict[str, object], ...] = ()
+    version: int | None = None
 
     @property
     def equal(self) -> bool:
-        """Whether source and lake hold the same rows."""
+        """Whether source and lake, what is in quarantine included, hold the same rows."""
         return all(one.equal for one in self.ranges)
 
     @property
@@ -92,17 +108,19 @@ class ParityResult:
 
     def sentence(self) -> str:
         """The verdict in words."""
-        place = f"{self.name}.{self.table} at LSN {position_text(self.lsn)}"
+        at = f"LSN {position_text(self.lsn)}" if self.version is None else f"version {self.version}"
+        place = f"{self.name}.{self.table} at {at}"
+        kept = ""
+        if self.quarantined_count:
+            first = "; ".join(map(_pairs, self.quarantined))
+            kept = f"; {self.quarantined_count:,} keys are in quarantine and not in current: {first}"
         if self.equal:
-            return f"{place}: equal, {self.row_count:,} rows in {len(self.ranges)} key ranges"
-        keys = "; ".join(
-            f"{one.kind} {', '.join(f'{name}={value!r}' for name, value in one.key.items())}"
-            for one in self.differences
-        )
+            return f"{place}: equal, {self.row_count:,} rows in {len(self.ranges)} key ranges{kept}"
+        keys = "; ".join(f"{one.kind} {_pairs(one.key)}" for one in self.differences)
         return (
             f"{place}: DIFFERS, {self.row_count:,} rows at the source, {self.lake_row_count:,} in the lake, "
             f"{sum(not one.equal for one in self.ranges)} of {len(self.ranges)} key ranges; "
-            f"first keys: {keys}"
+            f"first keys: {keys}{kept}"
         )
 
 
@@ -138,9 +156,11 @@ def parity(
         source.heartbeat()
         _await(plan, snapshot.lsn, timeout_seconds, drain)
         log = ChangeLog.open(target.changes_uri)
+        cut = seq_at(log, snapshot.lsn - 1)
+        opened = open_rows(log, cut)
 
         def ours() -> Iterator[pl.DataFrame]:
-            rows = rows_at(log, target.current_uri, seq_at(log, snapshot.lsn - 1), columns=columns)
+            rows = source_rows(log, target.current_uri, cut, columns=columns, opened=opened)
             yield from rows.collect_batches(chunk_size=_BATCH_ROWS)
 
         def theirs() -> Iterator[pl.DataFrame]:
@@ -154,6 +174,7 @@ def parity(
         differences: tuple[Difference, ...] = ()
         if differing:
             differences = _differences(theirs(), ours(), bounds, differing, target.key, columns)
+    quarantined = last_rows(shape_of(log), opened)
     return ParityResult(
         target.name,
         target.table,
@@ -161,14 +182,47 @@ def parity(
         ranges,
         differences[:most_differences],
         time.monotonic() - started,
+        quarantined.height,
+        tuple(_keys(target, quarantined.head(most_differences))),
     )
 
 
 def seq_at(log: ChangeLog, lsn: int) -> int:
-    """The last ``_seq`` of the changes at or before ``lsn``; -1 if there is none."""
-    before = log.scan(columns=["_seq", "_position"]).filter(pl.col("_position") <= lsn)
-    found = before.select(pl.col("_seq").max()).collect().item()
-    return -1 if found is None else int(found)
+    """The last ``_seq`` of the changes at or before ``lsn``; -1 if there is none.
+
+    What was released from quarantine stands in the log with its first position behind later ones: it
+    belongs to the change before it.
+    """
+    seq, at = pl.col("_seq"), pl.col("_position") <= lsn
+    changes = log.scan(columns=["_seq", "_position"])
+    replayed = log.transaction(REJECTED) is not None
+    if replayed:
+        columns = ["_seq", "_position", "_ordinal", *log.key, "_exact", RULES]
+        changes = _first_only(shape_of(log), log.scan(columns=columns))
+    last: int | None = changes.filter(at).select(seq.max()).collect(engine="streaming").item()
+    if last is None or not replayed:
+        return -1 if last is None else last
+    following: int | None = changes.filter(seq > last).select(seq.min()).collect(engine="streaming").item()
+    return log.seq if following is None else following - 1
+
+
+def _first_only(shape: Shape, changes: pl.LazyFrame) -> pl.LazyFrame:
+    """Changes without those that repeat a rejected one."""
+    place = [*shape.identity, "_position", "_ordinal"]
+    rows = shape.identified(changes)
+    rejected = rows.filter(pl.col(RULES).is_not_null()).group_by(place).agg(_first=pl.col("_seq").min())
+    both = rows.join(rejected, on=place, how="left", nulls_equal=True)
+    return both.filter(pl.col("_first").is_null() | (pl.col("_seq") <= pl.col("_first")))
+
+
+def _keys(target: Target, rows: pl.DataFrame) -> Iterator[dict[str, object]]:
+    for row in rows.iter_rows(named=True):
+        # A value that its column cannot hold stands beside it as text.
+        yield {name: row.get(f"_exact_{name}") or row[name] for name in target.key}
+
+
+def _pairs(key: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in key.items())
 
 
 class _Until(Silent):
@@ -206,7 +260,7 @@ def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[
             if drain:
                 drain()
             else:
-                budget = Budget(max_seconds=_DRAIN_SECONDS, idle_seconds=0.5, fold=None)
+                budget = Budget(max_seconds=_DRAIN_SECONDS, idle_seconds=0.5, fold=None, check_seconds=None)
                 Shift(plan, budget=budget, observer=_Until(lsn)).run()
         except SlotBusy:
             # A shift is running: it gets there.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from mesh_assets.cdc.source import SourceConfig
+from mesh_assets.contract.compatibility import Readers
 from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE
-from mesh_assets.contract.discovery import Discovery
+from mesh_assets.contract.discovery import Discovery, Product
 from mesh_assets.contract.model import TableContract
 from mesh_assets.errors import ContractError, UnknownName
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, publication_name, slot_name
+from mesh_assets.readers import table_readers
 from mesh_assets.settings import Settings
+
+SUITES_FOLDER = "expectations"
+"""Where a product's Great Expectations suites are, in its folder."""
+_PRODUCT_FILES = (CONTRACT_FILE, DEFINITION_FILE)
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,28 @@ class Target:
     contract: TableContract | None = None
 
 
+class Tables(Protocol):
+    """What is tended together: a source's tables, or those of a domain's derived products."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The product tables."""
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Version logs and other tables beside them."""
+
+
 @dataclass(frozen=True)
 class CapturePlan:
     """One source and everything that it feeds.
 
     Attributes:
         contract_hashes: by product, as they were when the plan was made.
-        contract_files: contracts and definitions of all products of the domain, also broken ones, and
-            the fingerprint of each, to notice a change cheaply.
+        contract_files: contracts, definitions and suites of all products of the domain, also broken
+            ones, and the fingerprint of each, to notice a change cheaply.
+        definitions: the products as their folders define them; one that is missing has no rules.
+        readers: who reads which tables of each product.
     """
 
     source: SourceConfig
@@ -51,11 +73,23 @@ class CapturePlan:
     targets: tuple[Target, ...]
     contract_hashes: dict[ProductName, str]
     contract_files: dict[Path, str]
+    definitions: Mapping[ProductName, Product] = field(default_factory=dict)
+    readers: Mapping[ProductName, Readers] = field(default_factory=dict)
 
     @property
     def products(self) -> tuple[ProductName, ...]:
         """The products fed, sorted."""
         return tuple(sorted(self.contract_hashes))
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Tables that are no product's own and are tended with them."""
+        own = [
+            uri
+            for name in self.products
+            for uri in (self.layout.versions(name), checks_uri(self.layout, name))
+        ]
+        return (*own, self.part_uri("ledger"), self.layout.lineage())
 
     def part_uri(self, part: str) -> str:
         """A table of the source: ledger, parking, schemas or gaps."""
@@ -63,16 +97,21 @@ class CapturePlan:
 
     def contracts_changed(self) -> bool:
         """Whether the domain's products, one more or less included, differ from what the plan was made of."""
-        folders = {path.parent.parent for path in self.contract_files}
-        return {path: known for folder in folders for path, known in _product_files(folder).items()} != (
+        folders = {path.parent.parent for path in self.contract_files if path.name in _PRODUCT_FILES}
+        return {path: known for folder in folders for path, known in product_files(folder).items()} != (
             self.contract_files
         )
 
 
-def _product_files(domain_folder: Path) -> dict[Path, str]:
-    """Contracts and definitions of a domain's products, with their fingerprints."""
-    names = (CONTRACT_FILE, DEFINITION_FILE)
-    return {path: _fingerprint(path) for name in names for path in sorted(domain_folder.glob(f"*/{name}"))}
+def checks_uri(layout: Layout, name: ProductName) -> str:
+    """Where the outcomes of a product's quality checks lie."""
+    return layout.catalog(name, "checks")
+
+
+def product_files(domain_folder: Path) -> dict[Path, str]:
+    """Contracts, definitions and suites of a domain's products, with their fingerprints."""
+    patterns = (*_PRODUCT_FILES, f"{SUITES_FOLDER}/*.json")
+    return {path: _fingerprint(path) for one in patterns for path in sorted(domain_folder.glob(f"*/{one}"))}
 
 
 def _fingerprint(path: Path) -> str:
@@ -132,5 +171,7 @@ def capture_plan(settings: Settings, discovery: Discovery, domain: str, source: 
         layout,
         targets,
         {name: contract.hash for name, contract in contracts.items()},
-        _product_files(discovery.domains[domain].path.absolute().parent),
+        product_files(discovery.domains[domain].path.absolute().parent),
+        {product.name: product for product, _ in publishers.values()},
+        {name: table_readers(discovery, name) for name in contracts},
     )

@@ -7,7 +7,8 @@ folders, the lake and, where asked, the sources.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from difflib import get_close_matches
 from functools import cached_property
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
+from mesh_assets.cdc.source import SourceConfig
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.model import TableContract
+from mesh_assets.derive.plan import DerivePlan, derive_plan, derive_plans
 from mesh_assets.errors import AsOfRefused, MeshError, TableMissing, UnknownName
 from mesh_assets.history import KeyChange, key_history
 from mesh_assets.lake.access import Principal, authorise
@@ -25,12 +28,20 @@ from mesh_assets.lake.ledger import Ledger
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.position import Lsn
 from mesh_assets.lake.read import Pinned, changes_of, fresh, open_pinned
+from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, VersionRow, parse_as_of
-from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, publication_name, slot_name
 from mesh_assets.parity import ParityResult, parity
 from mesh_assets.plan import CapturePlan, Target, capture_plan
 from mesh_assets.settings import Settings
-from mesh_assets.status import ProductStatus, SourceStatus, latest_version, product_status, source_status
+from mesh_assets.status import (
+    InputStatus,
+    ProductStatus,
+    SourceStatus,
+    latest_version,
+    product_status,
+    source_status,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -121,10 +132,22 @@ class Mesh:
         """The capture plan of one source."""
         return capture_plan(self.settings, self.discovery, domain, source)
 
+    def derive_plan(self, name: str) -> DerivePlan:
+        """The plan of one derived product.
+
+        Raises:
+            UnknownName: if there is none of that name.
+        """
+        return derive_plan(self.settings, self.discovery, ProductName.parse(name))
+
+    def derive_plans(self, domain: str) -> Sequence[DerivePlan]:
+        """The plans of a domain's derived products, each after those that it is made of."""
+        return derive_plans(self.settings, self.discovery, domain)
+
     def target(self, name: str) -> tuple[CapturePlan, Target]:
         """The plan and target that capture ``domain.product[.table]``."""
         product, table = self.resolve(name)
-        plan = self.plan(product.name.domain, product.definition.source)
+        plan = self.plan(product.name.domain, product.definition.captured_source())
         for target in plan.targets:
             if (target.name, target.table) == (product.name, table.name):
                 return plan, target
@@ -165,8 +188,14 @@ class Mesh:
                 f"{name} has no version yet: nothing was captured",
                 hint="start the mesh with `mesh up`, or materialize the product in Dagster",
             ) from None
+        asked = parse_as_of(as_of) if isinstance(as_of, str) else as_of
+        if isinstance(asked, Lsn) and self.discovery.product(name).derived:
+            raise AsOfRefused(
+                f"{name} is derived of several products, so {asked} does not say where",
+                hint="ask for a version or a moment",
+            )
         return versions.resolve(
-            as_of,
+            asked,
             log=lambda table: ChangeLog.open(self.layout.table(name, CHANGES, table)),
             horizon=self._horizon(name),
         )
@@ -174,6 +203,8 @@ class Mesh:
     def _horizon(self, name: ProductName) -> Horizon | None:
         """How far the product's source was observed beyond its newest version."""
         product = self.discovery.product(name)
+        if product.definition.source is None:
+            return self._derived_horizon(product)
         uri = self.layout.source(name.domain, product.definition.source, "ledger")
         last = Ledger(uri).latest()
         if last is None:
@@ -185,6 +216,21 @@ class Mesh:
         tables = {name: last.tables[physical_name] for name, physical_name in wanted.items()}
         # The next transaction may commit exactly where the last one ended.
         return Horizon(tables, last.end_lsn - 1, last.observed_at)
+
+    def _derived_horizon(self, product: Product) -> Horizon | None:
+        """As far as all inputs were observed, if the newest version was made of their newest ones."""
+        last = latest_version(self.layout, product.name)
+        if last is None:
+            return None
+        moments = []
+        for name in sorted({one.product for one in product.definition.inputs}):
+            newest, observed = latest_version(self.layout, name), self._horizon(name)
+            if newest is None or observed is None or last.parents.get(str(name)) != newest.version:
+                return None
+            if any(observed.tables.get(table, seq) != seq for table, seq in newest.tables.items()):
+                return None
+            moments.append(observed.observed_at)
+        return Horizon(last.tables, 0, min(moments))
 
     def changes(
         self, name: str, key: Mapping[str, object] | str, *, principal: Principal | None = None
@@ -256,7 +302,7 @@ class Mesh:
     @staticmethod
     def _scope(product: Product, as_of: int | datetime | Lsn | None) -> str:
         """Within what an ``as of`` of this kind has one meaning."""
-        if isinstance(as_of, Lsn):
+        if isinstance(as_of, Lsn) and not product.derived:
             return f"{product.name.domain}.{product.definition.source}"
         return str(product.name) if isinstance(as_of, int) else ""
 
@@ -264,11 +310,30 @@ class Mesh:
 
     def product_status(self, product: Product) -> ProductStatus:
         """How a product stands in the lake: its version, and rows and changes of its tables."""
-        return product_status(self.layout, product)
+        status = product_status(self.layout, product)
+        if not product.derived:
+            return status
+        plan = derive_plan(self.settings, self.discovery, product.name)
+        held = status.version.parents if status.version else {}
+        inputs = []
+        for name in plan.input_products:
+            newest = latest_version(self.layout, name)
+            inputs.append(InputStatus(name, held.get(str(name), 0), newest.version if newest else 0))
+        refusal = plan.refusal()
+        return replace(status, inputs=tuple(inputs), problem=refusal["error"] if refusal else "")
 
     def latest_version(self, product: Product) -> VersionRow | None:
         """A product's newest version; None before the first."""
         return latest_version(self.layout, product.name)
+
+    def captured_sources(self) -> list[tuple[str, str]]:
+        """``(domain, source)`` of all that products are fed by, or were while they could be loaded."""
+        fed = set(self.discovery.sources())
+        for name, domain in self.discovery.domains.items():
+            for source in domain.sources:
+                if Table.exists(self.layout.source(name, source, "ledger")):
+                    fed.add((name, source))
+        return sorted(fed)
 
     def source_status(self, domain: str, source: str) -> SourceStatus:
         """How a source stands against the ledger; asks the source, 3 s at most."""
@@ -282,12 +347,32 @@ class Mesh:
             plan = self.plan(domain, source)
         except MeshError as error:
             plan = error
-        return source_status(self.layout, domain, source, changes, plan)
+        abandoned = None
+        if not publishers and domain in self.discovery.domains:
+            with suppress(MeshError):
+                # Without an address, the plan's own error says what is missing.
+                abandoned = SourceConfig(
+                    domain=domain,
+                    name=source,
+                    url=self.settings.source_url(domain, source),
+                    tables=(),
+                    slot=slot_name(domain, source),
+                    publication=publication_name(domain, source),
+                )
+        return source_status(self.layout, domain, source, changes, plan, abandoned=abandoned)
 
     # -- proof --------------------------------------------------------------------------------
 
     def parity(self, name: str, *, drain: Callable[[], None] | None = None) -> ParityResult:
-        """Compare one table with its source at one LSN (:func:`mesh_assets.parity.parity`)."""
+        """Compare one table with its source at one LSN (:func:`mesh_assets.parity.parity`).
+
+        A derived product's source is a recomputation of all of it from the versions it was made of.
+        """
+        product, table = self.resolve(name)
+        if product.derived:
+            from mesh_assets.derive.rebuild import derived_parity
+
+            return derived_parity(derive_plan(self.settings, self.discovery, product.name), table.name)
         plan, target = self.target(name)
         return parity(plan, target, drain=drain)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from mesh_assets.catalog.releases import Releases
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.source import Source
+from mesh_assets.contract import compatibility
 from mesh_assets.contract.arrow import compare
+from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.model import Contract
 from mesh_assets.errors import (
     ContractError,
     CredentialsRejected,
@@ -16,7 +21,11 @@ from mesh_assets.errors import (
     TableRefused,
     UnknownName,
 )
+from mesh_assets.names import Layout, ProductName
 from mesh_assets.plan import CapturePlan, Target
+from mesh_assets.quality import load
+from mesh_assets.quality.gate import Gate
+from mesh_assets.quality.rule import Ruleset, Scope
 
 TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
 """What is wrong with one table only: the others go on."""
@@ -65,3 +74,87 @@ def check_contract(plan: CapturePlan, target: Target, relation: Relation) -> Non
             + "; ".join(str(one) for one in mismatches),
             hint="its changes are kept in the parking log and land once contract and source agree again",
         )
+
+
+def check_release(
+    layout: Layout, contract: Contract, readers: compatibility.Readers
+) -> dict[str, ContractError]:
+    """The tables of a contract that break what was released although its major version is the same.
+
+    Args:
+        layout: of the lake.
+        contract: what is to hold from now on.
+        readers: who reads what of the product.
+
+    Returns:
+        Table -> why it is refused, naming every break and whom it would hurt. What is broken of the
+        contract as a whole refuses all of its tables.
+    """
+    released = Releases(layout.catalog(contract.name)).latest()
+    if released is None or released.hash == contract.hash:
+        return {}
+    changes = compatibility.compare(released, contract, readers)
+    tables = [table.name for table in contract.tables]
+    whole = [change for change in changes if change.table not in tables]
+    refused: dict[str, ContractError] = {}
+    for table in tables:
+        mine = [*whole, *(change for change in changes if change.table == table)]
+        if refusal := compatibility.refusal(released, contract, mine):
+            refused[table] = refusal
+    return refused
+
+
+@dataclass(frozen=True)
+class Promises:
+    """What the products of a plan promise of their rows, ready to be held.
+
+    Attributes:
+        rulesets: the quality rules of each product whose contract and suites are right.
+        refused_tables: tables that take nothing under their contract as it is, and why.
+    """
+
+    rulesets: Mapping[ProductName, Ruleset] = field(default_factory=dict)
+    refused_tables: Mapping[tuple[ProductName, str], MeshError] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> dict[ProductName, MeshError]:
+        """Products of which at least one table takes nothing, and the first reason."""
+        return {name: error for (name, _), error in reversed([*self.refused_tables.items()])}
+
+    def refusal(self, target: Target) -> MeshError | None:
+        """Why a table takes nothing; None if it does."""
+        return self.refused_tables.get((target.name, target.table))
+
+    def gate(self, target: Target) -> Gate | None:
+        """The blocking row rules of a table; None if it has none."""
+        ruleset = self.rulesets.get(target.name)
+        if ruleset is None:
+            return None
+        rules = [rule for rule in ruleset.for_table(target.table).blocking if rule.scope is Scope.ROW]
+        return Gate(rules, target.key) if rules else None
+
+
+def promises(
+    layout: Layout,
+    definitions: Mapping[ProductName, Product],
+    readers: Mapping[ProductName, compatibility.Readers] | None = None,
+) -> Promises:
+    """Read the quality rules of products, and hold their contracts against those last released.
+
+    Args:
+        layout: of the lake.
+        definitions: the products.
+        readers: per product, who reads what of it; they are named where a contract is refused.
+    """
+    rulesets: dict[ProductName, Ruleset] = {}
+    refused: dict[tuple[ProductName, str], MeshError] = {}
+    for name, product in definitions.items():
+        try:
+            found: Mapping[str, MeshError] = check_release(
+                layout, product.contract, (readers or {}).get(name, {})
+            )
+            rulesets[name] = load(product)
+        except MeshError as error:
+            found = {table.name: error for table in product.contract.tables}
+        refused |= {(name, table): error for table, error in found.items()}
+    return Promises(rulesets, refused)

@@ -6,12 +6,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.upkeep import Upkeep
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import ProductName
+
+if TYPE_CHECKING:
+    from mesh_assets.checks import Checked
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +32,20 @@ class Budget:
         snapshot_rows: rows of a snapshot read, and appended, at a time.
         claim_seconds: how long to wait for another shift of the source to end.
         fold: when folds and upkeep run beside the drain; None: never.
+        check_seconds: quality checks run at most this often beside the drain, and when it is idle in
+            the end; None: never.
         upkeep: what upkeep keeps, and for how long.
     """
 
     max_seconds: float = 900.0
     idle_seconds: float = 10.0
     batch_seconds: float = 0.7
-    batch_rows: int = 200_000
-    batch_bytes: int = 64 << 20
+    batch_rows: int = 100_000
+    batch_bytes: int = 32 << 20
     snapshot_rows: int = 200_000
     claim_seconds: float = 3.0
     fold: FoldPolicy | None = field(default_factory=FoldPolicy)
+    check_seconds: float | None = 60.0
     upkeep: Upkeep = field(default_factory=Upkeep)
 
 
@@ -49,6 +55,7 @@ class TableReport:
 
     Attributes:
         columns: the captured columns and their types at the source.
+        rejected_count: changes in this shift that the gate kept out of current.
     """
 
     name: ProductName
@@ -58,6 +65,7 @@ class TableReport:
     last_seq: int
     delta_version: int
     columns: Mapping[str, str] = field(default_factory=dict)
+    rejected_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,21 @@ class FoldReport:
     tail_row_count: int
     row_count: int
     delta_version: int
+    started_at: datetime
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The quality rules of one product were evaluated on one version.
+
+    Attributes:
+        outcomes: one per rule (:class:`mesh_assets.checks.Checked`).
+    """
+
+    name: ProductName
+    version: int
+    outcomes: Sequence[Checked]
     started_at: datetime
     seconds: float
 
@@ -139,6 +162,9 @@ class Observer(Protocol):
     def fold(self, report: FoldReport) -> None:
         """A current table was folded."""
 
+    def checked(self, report: CheckReport) -> None:
+        """The quality checks of a product were run."""
+
     def cancelled(self) -> bool:
         """Whether the shift shall end now, between two batches."""
 
@@ -160,6 +186,9 @@ class Silent:
         """Ignore it."""
 
     def fold(self, report: FoldReport) -> None:
+        """Ignore it."""
+
+    def checked(self, report: CheckReport) -> None:
         """Ignore it."""
 
     def cancelled(self) -> bool:

@@ -1,135 +1,294 @@
-"""The lineage of a shift: OpenLineage events for the capture and for each fold beside it."""
+"""The lineage of a shift: one run for the capture, and one for each fold and piece of upkeep beside it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from openlineage.client.event_v2 import InputDataset, OutputDataset
+from openlineage.client.facet_v2 import JobFacet
 from psycopg.conninfo import conninfo_to_dict
 
+from mesh_assets.contract.model import Contract
+from mesh_assets.lake.current import Current
+from mesh_assets.lake.fold import Fold
+from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.position import Lsn
-from mesh_assets.lineage.event import (
-    LineageRun,
-    Parent,
-    lake_input,
-    lake_output,
-    source_table,
+from mesh_assets.lineage import facet
+from mesh_assets.lineage.dataset import (
+    Dataset,
+    Name,
+    changes_dataset,
+    current_dataset,
+    same_columns,
+    versions_dataset,
 )
-from mesh_assets.lineage.store import LineageStore
-from mesh_assets.names import ProductName, lineage_job
+from mesh_assets.lineage.event import LineageRun, Parent
+from mesh_assets.lineage.reconcile import recover
+from mesh_assets.lineage.recorder import Recorder, Recording
+from mesh_assets.names import Layout, ProductName, lake_dataset, lineage_job, postgres_dataset
 from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.report import FoldReport, TableReport, VersionReport
-
-
-@dataclass
-class _Written:
-    """Delta versions and rows of one change log that no version event has listed yet."""
-
-    first_delta_version: int
-    delta_version: int
-    row_count: int
+from mesh_assets.report import TableReport, VersionReport
 
 
 class ShiftLineage:
-    """Emits START when entered, RUNNING per product version, and a terminal event when left."""
+    """Emits START when entered, RUNNING per product version, and a terminal event when left.
+
+    Everything that the thread commits inside is the capture run's.
+
+    Attributes:
+        recorder: takes the runs of folds and upkeep, from whichever thread.
+    """
 
     def __init__(self, plan: CapturePlan, run_id: str, log: Callable[[str], None]) -> None:
         self._plan = plan
-        self._store = LineageStore(plan.layout.lineage(), log=log)
+        self._log = log
+        self.recorder = Recorder(plan.layout.lineage(), log=log)
         source = plan.source
         namespace, name = lineage_job(source.domain, source.name, "capture")
-        self._run = LineageRun(namespace, name, "CAPTURE", streaming=True, parent=_parent(run_id, namespace))
-        self._targets = {(target.name, target.table): target for target in plan.targets}
-        self._written: dict[tuple[ProductName, str], _Written] = {}
+        run = LineageRun(
+            namespace,
+            name,
+            "CAPTURE",
+            streaming=True,
+            parent=parent_of(run_id, namespace),
+            orchestrator=run_id,
+            job_facets=_job_facets(plan),
+        )
+        self._sources = {(target.name, target.table): _source_name(plan, target) for target in plan.targets}
+        self._recording = Recording(self.recorder, run, self._datasets())
+        self._truncate_count: Counter[tuple[ProductName, str]] = Counter()
+        self._inside = ExitStack()
 
     def __enter__(self) -> Self:
-        targets = self._plan.targets
-        self._store.emit(
-            self._run.start(
-                inputs=[self._input(target) for target in targets],
-                outputs=[lake_output(target.changes_uri) for target in targets],
-            )
-        )
+        recording, layout = self._recording, self._plan.layout
+        self._close_dead()
+        for name in self._sources.values():
+            recording.read(name)
+        outputs = [lake_dataset(target.changes_uri) for target in self._plan.targets]
+        outputs += [lake_dataset(layout.versions(name)) for name in self._plan.products]
+        recording.start(outputs=outputs)
+        self._inside.enter_context(recording.making())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        inputs, outputs = self._datasets(self._targets, "")
-        if error is not None:
-            self._store.emit(self._run.fail(error, inputs=inputs, outputs=outputs))
-        else:
-            self._store.emit(self._run.complete(inputs=inputs, outputs=outputs))
-        self._store.close()
+        self._inside.close()
+        self._recording.end(error)
+        self.recorder.close()
+
+    @property
+    def tending(self) -> Tending:
+        """The lineage of folds and upkeep beside this shift."""
+        contracts = {name: product.contract for name, product in self._plan.definitions.items()}
+        return Tending(self.recorder, self._plan.layout, contracts, lambda name: self._recording.parent)
 
     def appended(self, report: TableReport) -> None:
         """A change log has grown by one commit."""
         key = (report.name, report.table)
-        written = self._written.setdefault(key, _Written(report.delta_version, report.delta_version, 0))
-        written.delta_version = report.delta_version
-        written.row_count += report.row_count
+        self._recording.read(self._sources[key], row_count=report.row_count)
+        truncate_count = report.op_count.get("t", 0)
+        if truncate_count > self._truncate_count[key]:
+            self._truncate_count[key] = truncate_count
+            target = next(one for one in self._plan.targets if (one.name, one.table) == key)
+            self._recording.changed(lake_dataset(target.changes_uri), "TRUNCATE")
+
+    def snapshot(self, target: Target, row_count: int) -> None:
+        """Rows of a table were read by a snapshot."""
+        self._recording.read(self._sources[(target.name, target.table)], row_count=row_count)
 
     def version(self, report: VersionReport) -> None:
         """A product version is durable: list every Delta version that it covers."""
         lsn = report.row.lsn
-        mine = {key: target for key, target in self._targets.items() if key[0] == report.name}
-        inputs, outputs = self._datasets(mine, str(Lsn(lsn)) if lsn else "")
-        outputs.append(lake_output(self._plan.layout.versions(report.name), row_count=1))
-        self._store.emit(self._run.running(inputs=inputs, outputs=outputs))
-
-    def fold(self, report: FoldReport) -> None:
-        """A current table was folded: a run of its own, begun and ended."""
-        target = self._targets[(report.name, report.table)]
-        namespace, name = lineage_job(report.name.domain, f"{report.name.product}.{report.table}", "fold")
-        parent = Parent(self._run.run_id, self._run.namespace, self._run.name)
-        run = LineageRun(namespace, name, "FOLD", parent=parent)
-        inputs = [lake_input(target.changes_uri, row_count=report.tail_row_count)]
-        outputs = [lake_output(target.current_uri, version=report.delta_version, row_count=report.row_count)]
-        start = run.start(report.started_at, inputs=inputs, outputs=[lake_output(target.current_uri)])
-        self._store.emit(start, run.complete(inputs=inputs, outputs=outputs), urgent=False)
+        made = {"mesh_product": facet.product_version(str(report.name), report.row.version)}
+        names = [lake_dataset(self._plan.layout.versions(report.name))]
+        for target in self._plan.targets:
+            if target.name == report.name:
+                source = self._sources[(target.name, target.table)]
+                names += [lake_dataset(target.changes_uri), source]
+                self._recording.reached(source, str(Lsn(lsn)) if lsn else "")
+        self._recording.gather()
+        for name in names:
+            self._recording.note(name, made)
+        self._recording.progress(names)
 
     def flush_if_due(self) -> None:
         """Write what waits; called where nothing else happens."""
-        self._store.flush_if_due()
+        self._recording.gather()
+        self.recorder.flush_if_due()
 
-    def _input(self, target: Target, position: str = "", row_count: int | None = None) -> InputDataset:
-        address = conninfo_to_dict(self._plan.source.url)
-        return source_table(
-            str(address.get("host") or "localhost").split(",")[0],
-            int(str(address.get("port") or 5432).split(",")[0]),
-            str(address.get("dbname") or ""),
-            target.source_table,
-            position=position or None,
-            row_count=row_count,
-        )
+    def _close_dead(self) -> None:
+        """Tell the end of an earlier shift that was killed, and what it and its folds committed."""
+        uri, run = self._plan.layout.lineage(), self._recording.run
+        tables = [target.changes_uri for target in self._plan.targets]
+        tables += [target.current_uri for target in self._plan.targets]
+        tables += [self._plan.layout.versions(name) for name in self._plan.products]
+        recover(uri, self.recorder, (run.namespace, run.name), tables)
 
-    def _datasets(
-        self, targets: dict[tuple[ProductName, str], Target], position: str
-    ) -> tuple[list[InputDataset], list[OutputDataset]]:
-        """What was read and written since the last event that listed it."""
-        inputs, outputs = [], []
-        for key, target in targets.items():
-            written = self._written.pop(key, None)
-            if written is None:
-                continue
-            inputs.append(self._input(target, position, written.row_count))
-            outputs.append(
-                lake_output(
+    def _datasets(self) -> list[Dataset]:
+        plan, layout = self._plan, self._plan.layout
+        found = [versions_dataset(layout, name, self._contract(name)) for name in plan.products]
+        for target in plan.targets:
+            source = self._sources[(target.name, target.table)]
+            found.append(_source_dataset(plan, target, source))
+            found.append(
+                changes_dataset(
+                    layout,
+                    target.name,
+                    target.table,
                     target.changes_uri,
-                    version=written.delta_version,
-                    first_version=written.first_delta_version,
-                    row_count=written.row_count,
+                    self._contract(target.name),
+                    columns=same_columns("source"),
+                    inputs={"source": source},
                 )
             )
-        return inputs, outputs
+        return found
+
+    def _contract(self, name: ProductName) -> Contract | None:
+        product = self._plan.definitions.get(name)
+        return product.contract if product else None
 
 
-def _parent(run_id: str, namespace: str) -> Parent | None:
+class FoldRecording:
+    """One fold under way."""
+
+    def __init__(self, recording: Recording, changes: Name, current: Name) -> None:
+        self._recording = recording
+        self._changes = changes
+        self._current = current
+
+    def folded(self, log: ChangeLog, current: Current, done: Fold) -> None:
+        """The fold is done: say what was read, and what the table holds now."""
+        recording = self._recording
+        recording.read(self._changes, version=log.table.version, row_count=done.tail_row_count)
+        recording.gather()
+        metrics = facet.dataset_metrics(
+            row_count=done.row_count,
+            byte_count=current.byte_count,
+            file_count=len(current.table.files()),
+            at=datetime.now(UTC),
+        )
+        recording.note(self._current, {"dataQualityMetrics": metrics})
+
+
+class Tending:
+    """The lineage of what is done with tables beside a shift, from whichever thread.
+
+    Attributes:
+        recorder: takes the runs.
+        parent: the run of the shift that writes a product.
+
+    Args:
+        recorder: takes the runs.
+        layout: of the lake.
+        contracts: of the products whose tables are tended.
+        parent: the run of the shift that a product is written by, if there is one now.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        layout: Layout,
+        contracts: Mapping[ProductName, Contract],
+        parent: Callable[[ProductName], Parent | None],
+    ) -> None:
+        self.recorder = recorder
+        self.parent = parent
+        self._layout = layout
+        self._contracts = contracts
+
+    @contextmanager
+    def fold(self, target: Target) -> Iterator[FoldRecording]:
+        """A current table is folded."""
+        changes, current = self._tables(target)
+        with self.recorder.run(
+            target.name.domain,
+            f"{target.name.product}.{target.table}",
+            "fold",
+            datasets=(changes, current),
+            parent=self.parent(target.name),
+        ) as recording:
+            yield FoldRecording(recording, changes.name, current.name)
+
+    @contextmanager
+    def upkeep(self, target: Target, uri: str) -> Iterator[Recording]:
+        """A table is compacted, archived and vacuumed: one of the target's, or one that lies beside it."""
+        dataset = next(
+            (one for one in self._tables(target) if one.name == lake_dataset(uri)),
+            None,
+        )
+        subject = f"{target.name.product}.{target.table}"
+        if dataset is None:
+            dataset = self._beside(uri)
+            subject = "/".join(part for part in uri.removeprefix(self._layout.root).split("/") if part)
+        with self.recorder.run(
+            target.name.domain, subject, "upkeep", datasets=(dataset,), parent=self.parent(target.name)
+        ) as recording:
+            yield recording
+
+    def _tables(self, target: Target) -> tuple[Dataset, Dataset]:
+        contract = self._contracts.get(target.name)
+        changes = changes_dataset(self._layout, target.name, target.table, target.changes_uri, contract)
+        current = current_dataset(
+            self._layout,
+            target.name,
+            target.table,
+            target.current_uri,
+            contract,
+            changes=changes.name,
+            key=target.key,
+        )
+        return changes, current
+
+    def _beside(self, uri: str) -> Dataset:
+        for name, contract in self._contracts.items():
+            if uri == self._layout.versions(name):
+                return versions_dataset(self._layout, name, contract)
+        return Dataset(lake_dataset(uri), warehouse=self._layout.root)
+
+
+def parent_of(run_id: str, namespace: str) -> Parent | None:
+    """The orchestrator's run as the one above; None if its id is none that OpenLineage takes."""
     try:
         return Parent(str(uuid.UUID(run_id)), namespace, "dagster")
     except ValueError:
         return None
+
+
+def _job_facets(plan: CapturePlan) -> dict[str, JobFacet]:
+    owners = [
+        product.contract.owners[0]
+        for _, product in sorted(plan.definitions.items())
+        if product.contract.owners
+    ]
+    facets: dict[str, JobFacet] = {
+        "sourceCodeLocation": facet.code_location(Path(__file__).with_name("ingest.py"))
+    }
+    if owners:
+        facets["ownership"] = facet.job_owners(list(dict.fromkeys(owners)))
+    return facets
+
+
+def _address(plan: CapturePlan) -> tuple[str, int, str]:
+    address = conninfo_to_dict(plan.source.url)
+    host = str(address.get("host") or "localhost").split(",")[0]
+    port = int(str(address.get("port") or 5432).split(",")[0])
+    return host, port, str(address.get("dbname") or "")
+
+
+def _source_name(plan: CapturePlan, target: Target) -> Name:
+    schema, _, table = target.source_table.partition(".")
+    return postgres_dataset(*_address(plan), schema, table)
+
+
+def _source_dataset(plan: CapturePlan, target: Target, name: Name) -> Dataset:
+    host, port, database = _address(plan)
+    source = plan.source
+    address = facet.data_source(f"{source.domain}.{source.name}", f"postgresql://{host}:{port}/{database}")
+    return Dataset(name, facets={"dataSource": address})

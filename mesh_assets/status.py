@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -16,7 +16,8 @@ import polars as pl
 
 from mesh_assets.cdc.connection import translated
 from mesh_assets.cdc.parking import ParkingLog
-from mesh_assets.cdc.source import Head, Source
+from mesh_assets.cdc.refusal import RefusalLog
+from mesh_assets.cdc.source import Head, Source, SourceConfig
 from mesh_assets.contract.discovery import Product
 from mesh_assets.errors import MeshError, SourceError, TableMissing
 from mesh_assets.lake.current import Current
@@ -32,7 +33,7 @@ from mesh_assets.plan import CapturePlan
 
 _LOOK_SECONDS = 2
 
-SourceState = Literal["shift running", "idle", "not captured", "slot lost", "unreachable"]
+SourceState = Literal["shift running", "idle", "not captured", "slot lost", "unreachable", "no product"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class ParkedTable:
         change_count: how many changes wait.
         since: commit time of the first of them.
         lsn: commit LSN of the last.
+        reason: what is in the way; empty if that was not noted.
     """
 
     source_table: str
     change_count: int
     since: datetime
     lsn: Lsn
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class SourceStatus:
         problem: why it could not be asked; None if it could.
         parked: tables that cannot take their changes now.
         gaps: all gaps ever found, oldest first.
+        abandoned: none of its products can be loaded, so nothing captures it.
     """
 
     domain: str
@@ -88,6 +92,7 @@ class SourceStatus:
     problem: MeshError | None = None
     parked: tuple[ParkedTable, ...] = ()
     gaps: tuple[FoundGap, ...] = ()
+    abandoned: bool = False
 
     @property
     def state(self) -> SourceState:
@@ -96,6 +101,8 @@ class SourceStatus:
             return "unreachable"
         if self.head.active:
             return "shift running"
+        if self.abandoned:
+            return "no product"
         if self.ledger is None:
             return "not captured"
         if self.head.wal_status in ("", "lost"):
@@ -127,14 +134,40 @@ class TableStatus:
 
 
 @dataclass(frozen=True)
+class InputStatus:
+    """An input of a derived product.
+
+    Attributes:
+        held: its version that the product was made of last; 0 for none.
+        newest: its newest version; 0 for none.
+    """
+
+    name: ProductName
+    held: int
+    newest: int
+
+
+@dataclass(frozen=True)
 class ProductStatus:
-    """One product as it stands in the lake."""
+    """One product as it stands in the lake.
+
+    Attributes:
+        inputs: what a derived product is made of, and how far.
+        problem: why a derived product stays as it is; empty if nothing is in the way.
+    """
 
     name: ProductName
     owners: tuple[str, ...]
     description: str
     version: VersionRow | None
     tables: tuple[TableStatus, ...] = field(default=())
+    inputs: tuple[InputStatus, ...] = field(default=())
+    problem: str = ""
+
+    @property
+    def behind(self) -> tuple[InputStatus, ...]:
+        """The inputs that have newer versions than the one that the product was made of."""
+        return tuple(one for one in self.inputs if one.held < one.newest)
 
 
 def product_status(layout: Layout, product: Product) -> ProductStatus:
@@ -180,17 +213,26 @@ def _row_count(log: ChangeLog, current: Current | None, cut: int) -> int:
 
 
 def source_status(
-    layout: Layout, domain: str, source: str, changes: Mapping[str, str], plan: CapturePlan | MeshError
+    layout: Layout,
+    domain: str,
+    source: str,
+    changes: Mapping[str, str],
+    plan: CapturePlan | MeshError,
+    *,
+    abandoned: SourceConfig | None = None,
 ) -> SourceStatus:
     """How a source stands against its ledger.
 
     Args:
         changes: ``schema.table`` -> URI of the change log that it feeds.
         plan: how to reach it, or why that is not known.
+        abandoned: how to reach it although there is no plan, because no product of it can be loaded.
     """
     ledger = Ledger(layout.source(domain, source, "ledger")).latest()
     gaps = _gaps(layout.source(domain, source, "gaps"))
-    parked = _parked(layout.source(domain, source, "parking"), source, changes, len(gaps))
+    parked = _parked(layout, domain, source, changes, len(gaps))
+    if abandoned is not None:
+        return _abandoned(SourceStatus(domain, source, ledger, None, None, None, parked, gaps), abandoned)
     if isinstance(plan, MeshError):
         return SourceStatus(domain, source, ledger, None, None, plan, parked, gaps)
     head: Head | None = None
@@ -204,6 +246,24 @@ def source_status(
     except MeshError as error:
         problem = error
     return SourceStatus(domain, source, ledger, head, lag_seconds, problem, parked, gaps)
+
+
+def _abandoned(status: SourceStatus, config: SourceConfig) -> SourceStatus:
+    """The status of a source that nothing captures: what its slot costs the server."""
+    try:
+        with Source(config) as asked:
+            head = asked.head()
+    except MeshError as error:
+        return replace(status, problem=error, abandoned=True)
+    problem = None
+    if head.wal_status:
+        problem = MeshError(
+            f"no product of {config.domain}.{config.name} can be loaded, so no shift captures it: "
+            f"its replication slot keeps {head.retained_bytes >> 20:,} MiB of WAL, more with every change",
+            hint="repair one of its products, or drop the slot: "
+            f"SELECT pg_drop_replication_slot('{config.slot}')",
+        )
+    return replace(status, head=head, problem=problem, abandoned=True)
 
 
 def _lag_seconds(source: Source, head: Head, ledger: LedgerRow) -> float | None:
@@ -242,12 +302,26 @@ def _waiting_since(source: Source) -> datetime | None:
     return datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
-def _parked(uri: str, source: str, changes: Mapping[str, str], gap_count: int) -> tuple[ParkedTable, ...]:
+def _parked(
+    layout: Layout, domain: str, source: str, changes: Mapping[str, str], gap_count: int
+) -> tuple[ParkedTable, ...]:
+    """Tables that are refused, or with parked changes beyond what their change log holds."""
+    refusals = RefusalLog(layout.source(domain, source, "refusals")).standing
+    found = _waiting(layout.source(domain, source, "parking"), source, changes, gap_count)
+    for name, one in refusals.items():
+        if name not in changes:
+            continue
+        waiting = found.get(name) or ParkedTable(name, 0, one.at, Lsn(0))
+        found[name] = replace(waiting, reason=one.reason)
+    return tuple(one for _, one in sorted(found.items()))
+
+
+def _waiting(uri: str, source: str, changes: Mapping[str, str], gap_count: int) -> dict[str, ParkedTable]:
     """Tables with parked changes beyond what their change log holds."""
     if not Table.exists(uri):
-        return ()
+        return {}
     log, table = ParkingLog(uri), Table.open(uri)
-    found = []
+    found: dict[str, ParkedTable] = {}
     for source_table, changes_uri in sorted(changes.items()):
         held = _held(changes_uri, source)
         held_gaps = gap_count_of(ChangeLog.open(changes_uri)) if Table.exists(changes_uri) else 0
@@ -267,8 +341,8 @@ def _parked(uri: str, source: str, changes: Mapping[str, str], gap_count: int) -
             waiting.select(pl.len(), pl.col("_committed_at").min(), lsn.max()).collect().row(0)
         )
         if count:
-            found.append(ParkedTable(source_table, count, since, Lsn(last)))
-    return tuple(found)
+            found[source_table] = ParkedTable(source_table, count, since, Lsn(last))
+    return found
 
 
 def _held(uri: str, source: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from psycopg import sql
 
 from mesh_assets.cdc.connection import Session
-from mesh_assets.cdc.relation import Column, Relation
+from mesh_assets.cdc.relation import Column, Leaf, Relation
 from mesh_assets.cdc.type import PostgresType, arrow_type, builtin
 
 ORDINARY = "r"
@@ -63,7 +63,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relfilenode::int8, c.relreplident::t
     c.relreplident = 'f' OR c.relreplident <> 'n' AND EXISTS (
         SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND CASE c.relreplident
             WHEN 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END
-    )
+    ), pg_relation_size(c.oid) > 0
 FROM pg_partition_tree(%s::oid::regclass) t
 JOIN pg_class c ON c.oid = t.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -126,7 +126,10 @@ class TableRecord:
 
 @dataclass(frozen=True)
 class Partition:
-    """A leaf partition; ``identified`` says that its own replica identity is usable."""
+    """A leaf partition.
+
+    ``identified`` says that its own replica identity is usable, ``filled`` that it ever held a row.
+    """
 
     oid: int
     schema: str
@@ -134,6 +137,7 @@ class Partition:
     relfilenode: int
     identity: str
     identified: bool
+    filled: bool
 
     @property
     def qualified_name(self) -> str:
@@ -219,10 +223,12 @@ def describe(session: Session, record: TableRecord) -> Relation:
     if not key <= {row.attnum for row in chosen}:
         key = set()
     missing = {row.name: row.missing for row in rows}
+    leaves: list[Partition] = []
     if record.kind == PARTITIONED:
         # Only leaves hold rows, so only they can hold rows older than a column.
-        leaves = _column_rows(session, [partition.oid for partition in partitions(session, record.oid)])
-        missing = {row.name: row.missing for row in leaves if row.missing is not None}
+        leaves = partitions(session, record.oid)
+        older = _column_rows(session, [leaf.oid for leaf in leaves])
+        missing = {row.name: row.missing for row in older if row.missing is not None}
     return Relation(
         record.oid,
         record.schema,
@@ -242,6 +248,7 @@ def describe(session: Session, record: TableRecord) -> Relation:
             for row in chosen
         ),
         record.relfilenode,
+        tuple(Leaf(leaf.oid, leaf.relfilenode, leaf.filled) for leaf in leaves),
     )
 
 

@@ -32,8 +32,8 @@ __all__ = ["PARKED_SCHEMA", "Batch", "Decoder", "text_columns"]
 
 Accept = Callable[[Relation], bool]
 
-_ROWS_PER_FLUSH: Final = 32_768
-_ARENA_BYTES: Final = 8 << 20
+_ROWS_PER_FLUSH: Final = 16_384
+_ARENA_BYTES: Final = 4 << 20
 _SHOWN_BYTES: Final = 64
 _MOST_COLUMNS: Final = 1_664  # MaxTupleAttributeNumber: more than any table can have.
 

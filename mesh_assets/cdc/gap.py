@@ -34,8 +34,15 @@ class Gap:
     to_lsn: int
 
 
-def find_gap(last: LedgerRow | None, slot: Slot | None, system: System) -> str | None:
-    """Why the ledger cannot be continued on this slot, or None if it can (or there is no ledger yet)."""
+def find_gap(last: LedgerRow | None, slot: Slot | None, system: System, written_lsn: int) -> str | None:
+    """Why the ledger cannot be continued on this slot, or None if it can (or there is no ledger yet).
+
+    Args:
+        last: what is held.
+        slot: the source's slot as it is, if it has one.
+        system: which server the source is now.
+        written_lsn: up to here the server has written its WAL.
+    """
     if last is None:
         return None
     if last.system_identifier != system.identifier:
@@ -45,6 +52,11 @@ def find_gap(last: LedgerRow | None, slot: Slot | None, system: System) -> str |
         )
     if last.timeline != system.timeline:
         return f"the source switched from timeline {last.timeline} to {system.timeline}"
+    if written_lsn < last.end_lsn:
+        return (
+            f"the source was put back to an older state: its WAL ends at {written_lsn:X}, "
+            f"the ledger's at {last.end_lsn:X}"
+        )
     if slot is None:
         return "the replication slot is gone"
     if slot.wal_status == "lost":

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mesh_assets.cdc.decode import PARKED_SCHEMA, Decoder
 from mesh_assets.cdc.relation import Relation
+from mesh_assets.lake.file import FileRef
 from mesh_assets.lake.table import Table
 
 SCHEMA = pa.schema([pa.field("table", pa.string()), pa.field("gap_count", pa.int32()), *PARKED_SCHEMA])
 
 _PAGE_ROWS = 50_000
+_PAGE_BYTES = 16 << 20
+_READ_ROWS = 1_000
+"""Messages read at a time: one may be as large as a row can be."""
 
 
 class ParkingLog:
@@ -92,18 +95,37 @@ class ParkingLog:
         """
         if self._table is None or self.position(table, gap_count) <= after:
             return
-        mine = self._table.scan(self._table.files()).filter(
-            (pl.col("table") == table) & (pl.col("gap_count") == gap_count)
-        )
-        # An announcement has the ordinal of the change that follows it.
-        ordered = mine.sort("_position", "_ordinal", pl.col("kind") != "R").drop("table", "gap_count")
-        parked = ordered.collect().to_arrow().cast(PARKED_SCHEMA)
-        for start in range(0, parked.num_rows, _PAGE_ROWS):
-            decoder.replay(oid, parked.slice(start, _PAGE_ROWS).combine_chunks())
+        for page in self._pages(table, gap_count):
+            decoder.replay(oid, page)
             for relation, frame in decoder.take().segments:
                 new = frame.filter(_beyond(frame, after))
                 if new.num_rows:
                     yield relation, new
+
+    def _pages(self, table: str, gap_count: int) -> Iterator[pa.Table]:
+        """What is parked of one table, in order; a page is in memory at a time."""
+        assert self._table is not None
+        page: list[pa.Table] = []
+        for file in self._files(table, gap_count):
+            for batch in self._table.batches([file], PARKED_SCHEMA.names, row_count=_READ_ROWS):
+                page.append(batch)
+                row_count, byte_count = sum(part.num_rows for part in page), sum(part.nbytes for part in page)
+                if row_count >= _PAGE_ROWS or byte_count >= _PAGE_BYTES:
+                    yield pa.concat_tables(page).combine_chunks()
+                    page.clear()
+        if page:
+            yield pa.concat_tables(page).combine_chunks()
+
+    def _files(self, table: str, gap_count: int) -> list[FileRef]:
+        """The files with one table's messages, in order: each holds some of one call of :meth:`park`."""
+        assert self._table is not None
+        names = ["table", "gap_count", "_position", "_ordinal"]
+        found: list[tuple[int, int, int, FileRef]] = []
+        for number, file in enumerate(self._table.files()):
+            first = next(self._table.batches([file], names, row_count=1)).to_pylist()[0]
+            if (first["table"], first["gap_count"]) == (table, gap_count):
+                found.append((first["_position"], first["_ordinal"], number, file))
+        return [file for *_, file in sorted(found, key=lambda one: one[:3])]
 
 
 def _app_ids(table: str, gap_count: int) -> tuple[str, str]:

@@ -39,8 +39,8 @@ def ensure(
         if not slot_is_new:
             raise PublicationLost(
                 f"{where}: publication {name!r} does not exist any more, but its replication slot does",
-                hint="changes made while it was gone were not published: drop the slot and capture "
-                "the source's tables again from a snapshot",
+                hint="changes made while it was gone were not published: drop the slot, and a shift reads "
+                "the source's tables again",
             )
         options = [_BY_ROOT, *([_GENERATED] if session.info.server_version >= 180_000 else [])]
         create = sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH ({})").format(

@@ -51,6 +51,15 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Leaf:
+    """A partition of a table: ``relfilenode`` is its file, ``filled`` that it ever held a row."""
+
+    oid: int
+    relfilenode: int
+    filled: bool
+
+
+@dataclass(frozen=True)
 class Relation:
     """One version of a table of the source.
 
@@ -61,6 +70,7 @@ class Relation:
         identity: ``relreplident``: ``d`` primary key, ``i`` an index, ``f`` full, ``n`` nothing.
         columns: in the table's order, published ones only.
         relfilenode: changes when the table is rewritten; 0 where only the stream is known.
+        leaves: the partitions that hold its rows; none for an ordinary table.
 
     Raises:
         SourceError: when there is no column, or a column's name starts with ``_``, which is
@@ -73,6 +83,7 @@ class Relation:
     identity: str
     columns: tuple[Column, ...]
     relfilenode: int = 0
+    leaves: tuple[Leaf, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.columns:

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("oid", pa.int64(), nullable=False),
         pa.field("relfilenode", pa.int64(), nullable=False),
         pa.field("recorded_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("leaves", pa.string()),
     ]
 )
 
@@ -46,7 +47,8 @@ class SchemaVersion:
     """The shape of ``table`` (``schema.table``) from its version number on.
 
     ``oid`` and ``relfilenode`` are of the table when it was last looked at: they tell that it was
-    replaced or rewritten, which changes rows without a message.
+    replaced or rewritten, which changes rows without a message. ``leaves`` are those of its partitions;
+    None if they were not noted.
     """
 
     table: str
@@ -55,6 +57,7 @@ class SchemaVersion:
     identity: str
     oid: int
     relfilenode: int
+    leaves: frozenset[tuple[int, int]] | None = None
 
     @property
     def types(self) -> dict[str, str]:
@@ -71,11 +74,28 @@ class SchemaVersion:
             relation.identity,
             relation.oid,
             relation.relfilenode,
+            leaves_of(relation),
         )
+
+    def replaced(self, relation: Relation) -> bool:
+        """Whether rows came or went without a message: another table or file, partitions put in or out."""
+        if (self.oid, self.relfilenode) != (relation.oid, relation.relfilenode):
+            return True
+        if self.leaves is None:
+            return False
+        known = {oid for oid, _ in self.leaves}
+        # A partition that was made empty has only rows that came with messages.
+        put_in = any(leaf.filled and leaf.oid not in known for leaf in relation.leaves)
+        return put_in or not self.leaves <= leaves_of(relation)
 
     def names(self) -> list[str]:
         """Column names in order."""
         return [column.name for column in self.columns]
+
+
+def leaves_of(relation: Relation) -> frozenset[tuple[int, int]]:
+    """The partitions that hold a relation's rows, each with its file."""
+    return frozenset((leaf.oid, leaf.relfilenode) for leaf in relation.leaves)
 
 
 def added_columns(known: SchemaVersion, relation: Relation) -> tuple[Column, ...]:
@@ -129,6 +149,8 @@ class SchemaLog:
                 uri, SCHEMA, append_only=True, name="schemas", description="schema versions of a source"
             )
         )
+        # Logs that were made before partitions were noted lack it.
+        self._table.add_columns([SCHEMA.field("leaves")])
         self._latest: dict[str, SchemaVersion] = {}
         for row in sorted(
             self._table.read().to_pylist(), key=lambda row: (row["schema_version"], row["recorded_at"])
@@ -141,6 +163,7 @@ class SchemaLog:
                 row["identity"],
                 row["oid"],
                 row["relfilenode"],
+                None if row["leaves"] is None else frozenset((a, b) for a, b in json.loads(row["leaves"])),
             )
 
     def latest(self, table: str) -> SchemaVersion | None:
@@ -160,6 +183,7 @@ class SchemaLog:
                 "oid": version.oid,
                 "relfilenode": version.relfilenode,
                 "recorded_at": at,
+                "leaves": None if version.leaves is None else json.dumps(sorted(version.leaves)),
             }
             for version in versions
         ]

@@ -210,8 +210,8 @@ class ReplicationStream:
     def _publication_lost(self) -> PublicationMissing:
         return PublicationLost(
             f"{self._place}: publication {self._publication!r} does not exist, but slot {self.slot!r} does",
-            hint="changes made while it was gone were not published: drop the slot and capture "
-            "the source's tables again from a snapshot",
+            hint="changes made while it was gone were not published: the next shift makes both again "
+            "and reads the source's tables again",
         )
 
     def _disconnected(self, reason: str) -> SourceDisconnected:

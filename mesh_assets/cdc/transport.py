@@ -26,7 +26,7 @@ from psycopg import pq
 
 from mesh_assets.cdc.connection import Session
 
-_INITIAL_BYTES = 8 << 20
+_INITIAL_BYTES = 4 << 20
 _SHRINK_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 _HEADER_BYTES = 5

@@ -3,8 +3,8 @@
 - ``app`` — the commands, their options and their help; light, so that help and completion are quick.
 - ``terminal`` — tables, JSON, errors: how answers look.
 - ``completion`` — names for the shell to complete.
-- ``status``, ``product``, ``query``, ``key``, ``parity``, ``validation``, ``shift``, ``installation`` — what
-  the commands do; imported when one runs.
+- ``status``, ``product``, ``lineage``, ``search``, ``query``, ``key``, ``parity``, ``quarantine``,
+  ``validation``, ``shift``, ``installation`` — what the commands do; imported when one runs.
 
 Exit codes: 0 it worked, 1 a difference or a mistake was found, 2 the command was written wrongly,
 130 it was interrupted.

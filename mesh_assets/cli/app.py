@@ -60,6 +60,16 @@ Name = Annotated[
     ),
 ]
 
+Node = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="domain.product[.table][.column].",
+        autocompletion=completion.nodes,
+        show_default=False,
+    ),
+]
+
 
 def _settings() -> Settings:
     from pydantic import ValidationError
@@ -287,12 +297,214 @@ def changes(
     raise typer.Exit(command.show(_mesh(), name, key, all_columns=all_columns, as_json=as_json))
 
 
+@app.command(
+    rich_help_panel=_LOOK,
+    epilog=_examples(
+        "mesh lineage sales.customer_360",
+        "mesh lineage sales.orders --column amount --downstream",
+        "mesh lineage sales.customer_360 --upstream --as-of '2026-03-01T12:00:00+01:00'",
+        "mesh lineage sales.customer_360 --runs",
+    ),
+)
+def lineage(
+    name: Node,
+    column: Annotated[
+        str | None, typer.Option("--column", "-c", help="Only this column.", show_default=False)
+    ] = None,
+    upstream: Annotated[bool, typer.Option("--upstream", "-u", help="Only what it is made of.")] = False,
+    downstream: Annotated[bool, typer.Option("--downstream", "-d", help="Only what reads it.")] = False,
+    as_of: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="As it was at a moment in ISO 8601.", show_default=False),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many steps to go.", show_default="all")
+    ] = None,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Show product versions and the runs that made them.")
+    ] = False,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --runs: of this version.", show_default="the newest"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a product, table or column is made of, and what is made of it.
+
+    From contracts and from the lineage that every run leaves behind; now, or as of any moment.
+    """
+    if version is not None and not runs:
+        raise typer.BadParameter("--version goes with --runs")
+    if column is not None and runs:
+        raise typer.BadParameter("give --column or --runs, not both")
+    from mesh_assets.catalog.graph import Direction
+    from mesh_assets.cli import lineage as command
+
+    both: tuple[Direction, ...] = ("upstream", "downstream")
+    chosen = tuple(one for one, wanted in zip(both, (upstream, downstream), strict=True) if wanted) or both
+    if runs:
+        command.versions(_mesh(), name, version, chosen, as_of, as_json=as_json)
+    else:
+        command.lineage(_mesh(), name, column, chosen, as_of, depth, as_json=as_json)
+
+
+@app.command(
+    rich_help_panel=_LOOK,
+    epilog=_examples("mesh impact sales.orders.amount", "mesh impact sales.orders --json"),
+)
+def impact(
+    name: Node,
+    as_of: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="As it was at a moment in ISO 8601.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show whom a change of a table or column concerns: what it reaches, how, and whom to ask."""
+    from mesh_assets.cli import lineage as command
+
+    command.impact(_mesh(), name, as_of, as_json=as_json)
+
+
+@app.command(
+    rich_help_panel=_LOOK,
+    epilog=_examples(
+        "mesh search customer",
+        "mesh search delivery date --only kind=column --only domain=sales",
+        "mesh search --only classification=restricted --json",
+    ),
+)
+def search(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORD]...",
+            help="Words, or how they begin; all that there is without one.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="FACET=VALUE",
+            help="Only what has this kind, domain, product, owner, classification, tag or status.",
+            autocompletion=completion.facets,
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most hits.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Search products, tables, columns and the change history; best first.
+
+    Exit code 1 if nothing was found.
+    """
+    from mesh_assets.cli import search as command
+
+    filters = command.parse_filters(only or [])
+    raise typer.Exit(command.search(_mesh(), words or [], filters, limit, as_json=as_json))
+
+
+@app.command(
+    rich_help_panel=_PROVE,
+    epilog=_examples(
+        "mesh rebuild sales.customer_360 --dry-run",
+        "mesh rebuild sales.customer_360",
+        "mesh rebuild sales.orders",
+    ),
+)
+def rebuild(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRODUCT",
+            help="domain.product.",
+            autocompletion=completion.names,
+            show_default=False,
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what differs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a product anew from the logs, show what differs from what stands, and swap it at once.
+
+    A captured product is folded anew from its own log, a derived one recomputed from its inputs' logs.
+    With --dry-run exit code 1 if something differs.
+    """
+    from mesh_assets.cli import rebuild as command
+
+    raise typer.Exit(command.run(_mesh(), name, dry_run=dry_run, as_json=as_json))
+
+
 @app.command(rich_help_panel=_LOOK, epilog=_examples("mesh version"))
 def version(as_json: AsJson = False) -> None:
     """Print the versions of this program and of what it is made of."""
     from mesh_assets.cli import installation
 
     installation.version(as_json=as_json)
+
+
+class _Quarantine(TyperGroup):
+    """Lists if no command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - as typer has it
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+quarantine = typer.Typer(
+    cls=_Quarantine,
+    help="Show and release changes that fail a blocking rule and are kept out of current.",
+    epilog=_examples(
+        "mesh quarantine", "mesh quarantine finance.accounts --json", "mesh quarantine replay sales.orders"
+    ),
+    rich_markup_mode="rich",
+)
+app.add_typer(quarantine, name="quarantine", rich_help_panel=_PROVE)
+
+
+@quarantine.command(
+    "list", epilog=_examples("mesh quarantine list", "mesh quarantine list sales.orders.order_lines --json")
+)
+def quarantine_list(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Domains, products or tables; all without one.",
+            autocompletion=completion.selectors,
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Most keys of a table, oldest first; 0 for all.")
+    ] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List what is in quarantine: key, rule, reason, row, position (this is what no command means)."""
+    from mesh_assets.cli import quarantine as command
+
+    raise typer.Exit(command.listing(_mesh(), names or [], most=rows, as_json=as_json))
+
+
+@quarantine.command("replay", epilog=_examples("mesh quarantine replay sales.orders"))
+def quarantine_replay(
+    name: Name,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long to wait for the shift that runs.")
+    ] = 120.0,
+    as_json: AsJson = False,
+) -> None:
+    """Judge what is in quarantine once more, after its rule or contract was mended.
+
+    What passes by now is released with its original position; it never overrides what came later.
+    Exit code 1 if something still fails.
+    """
+    from mesh_assets.cli import quarantine as command
+
+    raise typer.Exit(command.release(_mesh(), name, timeout_seconds=timeout, as_json=as_json))
 
 
 # -- check and prove ------------------------------------------------------------------------------
@@ -326,7 +538,10 @@ def parity(
 @app.command(
     rich_help_panel=_PROVE,
     epilog=_examples(
-        "mesh validate", "mesh validate products/sales/orders", "mesh validate --offline --json"
+        "mesh validate",
+        "mesh validate products/sales/orders",
+        "mesh validate --against origin/main",
+        "mesh validate --offline --json",
     ),
 )
 def validate(
@@ -338,13 +553,58 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="FOLDER|REVISION",
+            help="Compare with this products folder or git revision, in place of what was released.",
+            show_default=False,
+        ),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the sources.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check contracts and definitions, also against the live tables of sources that can be reached.
+    """Check contracts, definitions and transforms, also against live sources and released contracts.
 
-    Prints every mistake with file and line. Exit code 1 if there is one.
+    Prints every mistake with file and line, and whom it concerns. Exit code 1 if there is one.
     """
     from mesh_assets.cli import validation
 
-    raise typer.Exit(validation.validate(_settings(), paths or [], offline=offline, as_json=as_json))
+    found = validation.validate(_settings(), paths or [], against=against, offline=offline, as_json=as_json)
+    raise typer.Exit(found)
+
+
+@app.command(
+    rich_help_panel=_PROVE,
+    epilog=_examples(
+        "mesh keep sales.orders",
+        "mesh keep sales.customer_360 --from origin/main --until 2030-12-31",
+        "mesh keep sales.orders --json",
+    ),
+)
+def keep(
+    name: Annotated[str, typer.Argument(help="domain.product", autocompletion=completion.names)],
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER|REVISION",
+            help="Take the old version from this products folder or git revision.",
+            show_default=False,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="DAY", help="Its last day of support.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the major version that a product is at, beside the next one, for those who read it.
+
+    Writes the folder of a product of its own, such as sales.orders_v1. Do it before the contract
+    changes, or name the state with --from.
+    """
+    from mesh_assets.cli import keeping
+
+    keeping.keep(_settings(), name, state=state, until=until, as_json=as_json)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mesh_assets.cli.terminal import cell, console, emit, finite, table
+from mesh_assets.cli.terminal import cell, console, counted, emit, finite, table
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import TableContract
 from mesh_assets.errors import MeshError, UnknownName
@@ -65,6 +65,8 @@ def compare(mesh: Mesh, names: Sequence[str], *, as_json: bool) -> int:
 
 
 def _is_parked(mesh: Mesh, product: Product, one: TableContract) -> bool:
+    if product.definition.source is None:
+        return False
     status = mesh.source_status(product.name.domain, product.definition.source)
     return any(parked.source_table == one.physical_name for parked in status.parked)
 
@@ -77,12 +79,15 @@ def record(one: Outcome) -> dict[str, Any]:
     return {
         "table": one.name,
         "outcome": "equal" if outcome.equal else "different",
-        "lsn": str(Lsn(outcome.lsn)),
+        "lsn": str(Lsn(outcome.lsn)) if outcome.version is None else None,
+        "version": outcome.version,
         "source_rows": outcome.row_count,
         "lake_rows": outcome.lake_row_count,
         "key_ranges": len(outcome.ranges),
         "different_key_ranges": sum(not found.equal for found in outcome.ranges),
         "differences": [{"key": finite(found.key), "kind": found.kind} for found in outcome.differences],
+        "quarantined_keys": outcome.quarantined_count,
+        "quarantined": [finite(key) for key in outcome.quarantined],
         "parked": one.parked,
         "seconds": round(outcome.seconds, 3),
     }
@@ -95,7 +100,7 @@ def _render(outcomes: Sequence[Outcome]) -> None:
         "rows at source",
         "rows in lake",
         "key ranges",
-        "at LSN",
+        "at",
         "seconds",
         right=("rows at source", "rows in lake", "key ranges", "seconds"),
     )
@@ -111,7 +116,7 @@ def _render(outcomes: Sequence[Outcome]) -> None:
             cell(f"{outcome.row_count:,}"),
             cell(f"{outcome.lake_row_count:,}"),
             cell(len(outcome.ranges)),
-            cell(Lsn(outcome.lsn)),
+            cell(Lsn(outcome.lsn) if outcome.version is None else f"version {outcome.version}"),
             cell(f"{outcome.seconds:.1f}"),
         )
     out.print(made)
@@ -122,6 +127,13 @@ def _render(outcomes: Sequence[Outcome]) -> None:
         else:
             if compared.parked:
                 text = "its table is parked: the changes that are missing wait in the source's parking log"
+                out.print(cell(f"{name}: {text}", "yellow"), soft_wrap=True)
+            if outcome.quarantined_count:
+                keys = "; ".join(
+                    ", ".join(f"{column}={value}" for column, value in key.items())
+                    for key in outcome.quarantined
+                )
+                text = f"{counted(outcome.quarantined_count, 'key')} in quarantine, not in current: {keys}"
                 out.print(cell(f"{name}: {text}", "yellow"), soft_wrap=True)
             for one in outcome.differences:
                 key = ", ".join(f"{column}={value}" for column, value in one.key.items())

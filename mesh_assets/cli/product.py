@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+from mesh_assets.catalog import local
+from mesh_assets.catalog.local import CheckRecord, LocalRecord
 from mesh_assets.cli.terminal import age, cell, console, emit, moment, table
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import ColumnContract, SlaProperty, TableContract
@@ -51,8 +54,9 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
     """Print one product, or one table of it."""
     product, tables = _chosen(mesh, name)
     version = mesh.latest_version(product)
+    known = local.make(mesh.layout, mesh.discovery, product.name)
     if as_json:
-        emit(_record(mesh, product, tables, version))
+        emit(_record(mesh, product, tables, version, known))
         return
     contract, out = product.contract, console()
     out.print(cell(f"{product.name}  {contract.version}  {contract.status}", "bold"))
@@ -62,18 +66,24 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
     out.print()
     facts = [
         ("owners", ", ".join(contract.owners)),
-        ("source", f"{product.name.domain}.{product.definition.source}"),
+        _origin(known),
+        ("read by", ", ".join(known.consumers) or "no product of this mesh"),
         ("promises", "; ".join(_promise(one) for one in contract.sla)),
         ("contract", f"{contract.path} ({contract.hash[:12]})"),
-        ("version", _version(version)),
+        ("releases", ", ".join(f"{one.version} since {one.released_at:%Y-%m-%d}" for one in known.releases)),
+        ("version", _version(version, derived=product.derived)),
+        ("checks", _checks(known)),
     ]
     for label, value in facts:
-        out.print(cell(f"{label:<9} "), cell(value), sep="", soft_wrap=True)
+        out.print(cell(f"{label:<9} "), cell(value or "-"), sep="", soft_wrap=True)
+    for check in known.checks:
+        if check.outcome != "passed":
+            style = "red" if check.blocking else "yellow"
+            out.print(cell(f"          {check.rule}: {_outcome(check)}", style), soft_wrap=True)
     for one in tables:
         out.print()
-        out.print(
-            cell(f"{product.name}.{one.name}", "bold"), cell(f"  from {one.physical_name}", "dim"), sep=""
-        )
+        origin = "" if product.derived else f"  from {one.physical_name}"
+        out.print(cell(f"{product.name}.{one.name}", "bold"), cell(origin, "dim"), sep="")
         if one.description:
             out.print(cell(one.description), soft_wrap=True)
         out.print(_columns(one))
@@ -113,17 +123,46 @@ def _promise(one: SlaProperty) -> str:
     return " ".join(str(part) for part in (one.name, one.value, one.unit) if part != "")
 
 
-def _version(row: VersionRow | None) -> str:
+def _version(row: VersionRow | None, *, derived: bool) -> str:
     if row is None:
-        return "none yet: nothing was captured"
-    position = f", up to LSN {Lsn(row.lsn)}" if row.lsn is not None else ""
+        return f"none yet: nothing was {'derived' if derived else 'captured'}"
+    position = f", up to LSN {Lsn(row.lsn)}" if row.lsn is not None and not derived else ""
+    if derived:
+        position = "".join(f", {name} at {number}" for name, number in sorted(row.parents.items()))
     return f"{row.version}, {moment(row.committed_at)}{position}, {row.hash[:12]}"
 
 
+def _origin(known: LocalRecord) -> tuple[str, str]:
+    if known.derived:
+        return "made of", ", ".join(f"{one.name}.{one.table}" for one in known.inputs)
+    return "source", ", ".join(dict.fromkeys(one.name for one in known.inputs))
+
+
+def _checks(known: LocalRecord) -> str:
+    if not known.checks:
+        return "none was evaluated yet"
+    outcomes = Counter(one.outcome for one in known.checks)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
+    return f"{told}, at version {max(one.version or 0 for one in known.checks)}"
+
+
+def _outcome(check: CheckRecord) -> str:
+    if check.message:
+        return check.message
+    if check.unexpected_count:
+        return f"{check.unexpected_count:,} of {check.row_count or 0:,} rows break it"
+    return f"{check.outcome}, found {check.observed}" if check.observed else check.outcome
+
+
 def _record(
-    mesh: Mesh, product: Product, tables: tuple[TableContract, ...], version: VersionRow | None
+    mesh: Mesh,
+    product: Product,
+    tables: tuple[TableContract, ...],
+    version: VersionRow | None,
+    known: LocalRecord,
 ) -> dict[str, Any]:
     contract = product.contract
+    standing = {one.name: one for one in known.tables}
     return {
         "name": str(product.name),
         "contract_version": contract.version,
@@ -132,7 +171,13 @@ def _record(
         "usage": contract.usage,
         "limitations": contract.limitations,
         "owners": list(contract.owners),
-        "source": f"{product.name.domain}.{product.definition.source}",
+        "source": None if product.derived else f"{product.name.domain}.{product.definition.source}",
+        "derived": product.derived,
+        "inputs": [one.model_dump(mode="json") for one in known.inputs],
+        "consumers": list(known.consumers),
+        "releases": [one.model_dump(mode="json", exclude={"columns"}) for one in known.releases],
+        "checks": [one.model_dump(mode="json") for one in known.checks],
+        "statistics": known.statistics,
         "contract_file": str(contract.path),
         "contract_hash": contract.hash,
         "promises": [
@@ -143,7 +188,8 @@ def _record(
             "number": version.version,
             "committed_at": version.committed_at.isoformat(),
             "created_at": version.created_at.isoformat(),
-            "lsn": str(Lsn(version.lsn)) if version.lsn is not None else None,
+            "lsn": str(Lsn(version.lsn)) if version.lsn is not None and not product.derived else None,
+            "parents": dict(version.parents),
             "hash": version.hash,
             "previous_hash": version.previous_hash,
             "run_id": version.run_id,
@@ -160,6 +206,11 @@ def _record(
                 "key": list(one.key),
                 "changes_uri": mesh.layout.table(product.name, CHANGES, one.name),
                 "current_uri": mesh.layout.table(product.name, CURRENT, one.name),
+                "changes": standing[one.name].change_count,
+                "changes_delta_version": standing[one.name].changes_delta_version,
+                "current_delta_version": standing[one.name].current_delta_version,
+                "folded_rows": standing[one.name].folded_row_count,
+                "schemas": [schema.model_dump(mode="json") for schema in standing[one.name].schemas],
                 "columns": [
                     {
                         "name": column.name,

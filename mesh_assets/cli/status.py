@@ -18,7 +18,7 @@ _STATE_STYLES = {"shift running": "green", "idle": "", "not captured": "yellow"}
 def show(mesh: Mesh, *, as_json: bool) -> None:
     """Print how everything stands, whether the mesh runs or not."""
     up = _running(mesh)
-    names = list(mesh.discovery.sources())
+    names = mesh.captured_sources()
     with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
         sources = list(pool.map(lambda name: mesh.source_status(*name), names))
     products = [mesh.product_status(product) for product in mesh.discovery.products.values()]
@@ -60,6 +60,7 @@ def source_record(one: SourceStatus) -> dict[str, Any]:
                 "changes": parked.change_count,
                 "since": parked.since.isoformat(),
                 "lsn": str(parked.lsn),
+                "reason": parked.reason or None,
             }
             for parked in one.parked
         ],
@@ -82,6 +83,11 @@ def product_record(one: ProductStatus) -> dict[str, Any]:
         "version": one.version.version if one.version else None,
         "newest_change_at": one.version.committed_at.isoformat() if one.version else None,
         "version_created_at": one.version.created_at.isoformat() if one.version else None,
+        "inputs": [
+            {"name": str(read.name), "version": read.held or None, "newest_version": read.newest or None}
+            for read in one.inputs
+        ],
+        "problem": one.problem or None,
         "tables": [
             {
                 "name": held.table,
@@ -137,7 +143,8 @@ def _render(
             out.print(
                 cell(
                     f"{name}: {parked.source_table} is parked: "
-                    f"{counted(parked.change_count, 'change')} since {moment(parked.since)} wait",
+                    f"{counted(parked.change_count, 'change')} since {moment(parked.since)} wait"
+                    + (f": {parked.reason}" if parked.reason else ""),
                     "red",
                 ),
                 soft_wrap=True,
@@ -151,6 +158,9 @@ def _render(
                 ),
                 soft_wrap=True,
             )
+    for product in products:
+        if product.problem:
+            out.print(cell(f"{product.name} stays as it is: {product.problem}", "red"), soft_wrap=True)
     for folder, error in broken:
         out.print(cell(f"{folder} is left out: {error}", "red"), soft_wrap=True)
 
@@ -219,5 +229,6 @@ def _product_table(products: list[ProductStatus]) -> Any:  # noqa: ANN401 - a ri
             )
             first = [cell(""), cell(""), cell("")]
         if not one.tables:
-            made.add_row(*first, cell("nothing captured yet", "yellow"), "", "", "")
+            text = "nothing derived yet" if one.inputs else "nothing captured yet"
+            made.add_row(*first, cell(text, "yellow"), "", "", "")
     return made

@@ -1,7 +1,12 @@
-"""``mesh validate``: every mistake in contracts and definitions, and what the sources say of them."""
+"""``mesh validate``: every mistake in contracts and definitions, and what others say of them.
+
+Others are the sources' live tables, the contracts that were released before, those who read a
+product, and the transforms of derived products.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9,14 +14,19 @@ from pathlib import Path
 from typing import Literal
 
 from mesh_assets.cdc.source import Source
+from mesh_assets.cli.baseline import Baseline, baseline
 from mesh_assets.cli.terminal import cell, console, counted, emit
+from mesh_assets.contract import compatibility
 from mesh_assets.contract.arrow import compare
 from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, DOMAIN_TYPE
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.document import display
 from mesh_assets.contract.loader import load
-from mesh_assets.errors import ContractError, MeshError, UnknownName
+from mesh_assets.contract.model import Contract
+from mesh_assets.errors import ContractError, MeshError, Mistake, UnknownName
+from mesh_assets.inspection import inspect
 from mesh_assets.plan import capture_plan
+from mesh_assets.readers import column_readers, input_tables
 from mesh_assets.settings import Settings
 
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+): (?P<message>.*)")
@@ -41,17 +51,21 @@ class Finding:
         return f"{place}: {self.message}"
 
 
-def validate(settings: Settings, paths: Sequence[Path], *, offline: bool, as_json: bool) -> int:
+def validate(
+    settings: Settings, paths: Sequence[Path], *, against: str | None, offline: bool, as_json: bool
+) -> int:
     """Check the paths (all products without one); returns 1 if there is a mistake."""
     findings: list[Finding] = []
     checked: list[str] = []
-    for path in paths or [settings.products]:
-        results = list(_check(settings, path.absolute(), offline=offline))
-        if not results:
-            raise _nothing(path)
-        for file, found in results:
-            checked.append(file)
-            findings += found
+    with baseline(settings, against) as before:
+        for path in paths or [settings.products]:
+            whole = Path(os.path.normpath(path.absolute()))
+            results = list(_check(settings, whole, before, offline=offline))
+            if not results:
+                raise _nothing(path)
+            for file, found in results:
+                checked.append(file)
+                findings += found
     findings = list(dict.fromkeys(findings))
     mistakes = [one for one in findings if one.severity == "mistake"]
     if as_json:
@@ -67,7 +81,9 @@ def validate(settings: Settings, paths: Sequence[Path], *, offline: bool, as_jso
     return 1 if mistakes else 0
 
 
-def _check(settings: Settings, path: Path, *, offline: bool) -> Iterator[tuple[str, list[Finding]]]:
+def _check(
+    settings: Settings, path: Path, before: Baseline, *, offline: bool
+) -> Iterator[tuple[str, list[Finding]]]:
     """What was checked below a path, and what was found there.
 
     Raises:
@@ -89,7 +105,10 @@ def _check(settings: Settings, path: Path, *, offline: bool) -> Iterator[tuple[s
     if not offline:
         live = _live(settings, discovery, products)
     for product in products:
-        yield display(product.folder), live.get(product.folder, [])
+        found = [*live.get(product.folder, []), *_changed(discovery, product, before)]
+        if product.derived:
+            found += [*_transformed(discovery, product), *_unread(discovery, product)]
+        yield display(product.folder), found
 
 
 def _nothing(path: Path) -> UnknownName:
@@ -157,18 +176,117 @@ def _mistakes(path: Path, error: ContractError) -> Iterator[Finding]:
         )
 
 
+def _changed(discovery: Discovery, product: Product, before: Baseline) -> Iterator[Finding]:
+    """What a contract changes for those who read the product, and whether it may."""
+    contract, file = product.contract, display(product.contract.path)
+    try:
+        old = before.contract(product.name)
+    except MeshError as error:
+        yield Finding("note", file, 0, f"not compared with what was released: {error.message}")
+        return
+    if old is None or old.hash == contract.hash:
+        return
+    changes = compatibility.compare(old, contract)
+    if any(change.breaking for change in changes):
+        changes = compatibility.compare(old, contract, column_readers(discovery, old))
+    refused = compatibility.refusal(old, contract, changes)
+    if refused is not None:
+        yield from _mistakes(contract.path, refused)
+    else:
+        unraised = compatibility.unraised(old, contract, changes)
+        mistake = unraised or _unkept(discovery, product, old, changes)
+        if mistake is not None:
+            yield from _mistakes(contract.path, ContractError.of(file, [mistake]))
+    for change in changes:
+        if change.breaking and refused is None:
+            message = f"breaks what {old.version} promised: {change}"
+            yield Finding("note", file, change.line, message)
+        elif not change.breaking:
+            yield Finding("note", file, change.line, f"changed since {old.version}: {change}")
+
+
+def _unkept(
+    discovery: Discovery, product: Product, old: Contract, changes: Sequence[compatibility.Change]
+) -> Mistake | None:
+    """What to do for those who still read an old version that nobody keeps."""
+    readers = sorted({name for change in changes if change.breaking for name in change.consumers})
+    number = compatibility.major(old.version)
+    if not readers or not number.isdecimal():
+        return None
+    kept = product.name.kept_version(int(number))
+    if kept in discovery.products:
+        return None
+    return Mistake(
+        1,
+        f"version {number} of {product.name} is not kept, and still read by {', '.join(map(str, readers))}",
+        (),
+        f"keep it with: mesh keep {product.name} --from <where it still is>; its consumers pin it with "
+        f"version: {number}",
+    )
+
+
+def _unread(discovery: Discovery, product: Product) -> Iterator[Finding]:
+    """A kept version is there for its consumers only."""
+    keeps = product.name.keeps
+    if keeps and keeps[0] in discovery.products and not discovery.consumers(product.name):
+        file = display(product.contract.path)
+        message = f"no product subscribes to {product.name}: version {keeps[1]} of {keeps[0]} may go"
+        yield Finding("note", file, 0, message)
+
+
+def _transformed(discovery: Discovery, product: Product) -> Iterator[Finding]:
+    """Whether a transform makes what its contract promises, as far as its query plan tells."""
+    path = product.definition.transform
+    assert path is not None  # It is a derived product.
+    contract, file = product.contract, display(path)
+    looked = inspect(product, input_tables(discovery, product))
+    if looked.error:
+        yield Finding("mistake", file, 0, f"the transform cannot be used: {looked.error}")
+        return
+    for table in contract.tables:
+        made = looked.makes.get(table.name)
+        promise = display(contract.path)
+        if made is None:
+            told = ", ".join(looked.makes) or "nothing"
+            yield Finding("mistake", file, 0, f"the transform makes no table {table.name!r}, but {told}")
+            continue
+        for column in table.columns:
+            if column.name not in made:
+                message = f"the transform makes no column {column.name!r} of {table.name!r}"
+                yield Finding("mistake", promise, column.line, message)
+        differs = looked.differs.get(table.name, {})
+        for column in table.columns:
+            if column.name in differs:
+                yield Finding(
+                    "note",
+                    promise,
+                    column.line,
+                    f"column {column.name!r} is {column.physical_type} and comes from the transform as "
+                    f"{made[column.name]}, not {differs[column.name]}",
+                )
+        promised = {column.name for column in table.columns}
+        for name in made:
+            if name not in promised:
+                message = f"the transform makes column {name!r} of {table.name!r}, which nobody promised"
+                yield Finding("mistake", promise, table.line, message)
+    for name in looked.makes:
+        if name not in {table.name for table in contract.tables}:
+            yield Finding("mistake", file, 0, f"the transform makes table {name!r}, which nobody promised")
+
+
 def _live(settings: Settings, discovery: Discovery, products: Sequence[Product]) -> dict[Path, list[Finding]]:
     """What the sources, as far as they can be asked, say of the contracts."""
     found: dict[Path, list[Finding]] = {one.folder: [] for one in products}
     by_source: dict[tuple[str, str], list[Product]] = {}
     for product in products:
-        by_source.setdefault((product.name.domain, product.definition.source), []).append(product)
+        if product.definition.source is not None:
+            by_source.setdefault((product.name.domain, product.definition.source), []).append(product)
     for (domain, name), fed in by_source.items():
         try:
             with Source(capture_plan(settings, discovery, domain, name).source) as source:
                 source.session()
                 for product in fed:
-                    found[product.folder] += _compared(source, product)
+                    found[product.folder] += _compared(source, discovery, product)
         except MeshError as error:
             for product in fed:
                 message = f"not compared with the source: {error.message}"
@@ -176,8 +294,9 @@ def _live(settings: Settings, discovery: Discovery, products: Sequence[Product])
     return found
 
 
-def _compared(source: Source, product: Product) -> Iterator[Finding]:
+def _compared(source: Source, discovery: Discovery, product: Product) -> Iterator[Finding]:
     file = display(product.contract.path)
+    readers: compatibility.Readers | None = None
     for table in product.contract.tables:
         try:
             relation = source.describe(table.physical_name)
@@ -185,5 +304,12 @@ def _compared(source: Source, product: Product) -> Iterator[Finding]:
             yield Finding("mistake", file, table.line, str(error))
             continue
         for mismatch in compare(table, relation):
+            message = str(mismatch)
+            if mismatch.blocking:
+                if readers is None:
+                    readers = column_readers(discovery, product.contract)
+                concerned = compatibility.concerned(readers, table.name, mismatch.column)
+                if concerned:
+                    message += f"; read by {', '.join(map(str, concerned))}"
             severity: Literal["mistake", "note"] = "mistake" if mismatch.blocking else "note"
-            yield Finding(severity, file, mismatch.line, str(mismatch))
+            yield Finding(severity, file, mismatch.line, message)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from mesh_assets.contract.definition import (
     DomainDefinition,
+    InputDefinition,
+    Limits,
     ProductDefinition,
     SourceDefinition,
+    Through,
     load_domain,
     load_product,
 )
@@ -21,12 +24,15 @@ __all__ = [
     "Contract",
     "Discovery",
     "DomainDefinition",
+    "InputDefinition",
+    "Limits",
     "Product",
     "ProductDefinition",
     "QualityRule",
     "SlaProperty",
     "SourceDefinition",
     "TableContract",
+    "Through",
     "discover",
     "load",
     "load_domain",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
 
 from mesh_assets.contract import definition
+from mesh_assets.contract.compatibility import major
 from mesh_assets.contract.definition import DomainDefinition, ProductDefinition
 from mesh_assets.contract.document import display
 from mesh_assets.contract.loader import load
 from mesh_assets.contract.model import Contract, TableContract
+from mesh_assets.contract.subscription import subscribe
 from mesh_assets.errors import ContractError, Mistake, UnknownName
 from mesh_assets.names import ProductName, valid_part
 
@@ -28,6 +34,47 @@ class Product:
         """``domain.product``."""
         return self.contract.name
 
+    @property
+    def derived(self) -> bool:
+        """Whether it is made of other products instead of being captured."""
+        return self.definition.derived
+
+    @property
+    def transform_hash(self) -> str:
+        """SHA-256 (hex) of the transform's file as it is now; "" for a captured product.
+
+        Raises:
+            ContractError: if the file cannot be read any more.
+        """
+        path = self.definition.transform
+        if path is None:
+            return ""
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ContractError(f"{display(path)} cannot be read: {error.strerror}") from error
+
+    @property
+    def code_hash(self) -> str:
+        """SHA-256 (hex) of all that decides on what is derived: transform and inputs; "" if captured.
+
+        Raises:
+            ContractError: if the transform's file cannot be read any more.
+        """
+        if not self.derived:
+            return ""
+        inputs = [
+            [
+                one.name,
+                str(one.product),
+                one.table,
+                one.key and dict(one.key),
+                one.through and [one.through.input, dict(one.through.on)],
+            ]
+            for one in self.definition.inputs
+        ]
+        return hashlib.sha256(f"{json.dumps(inputs)}\n{self.transform_hash}".encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Discovery:
@@ -37,11 +84,13 @@ class Discovery:
         domains: by name; only those whose definition is right.
         products: by name, sorted; only those whose contract and definition are right.
         broken: folders left out, and why.
+        refused: those of the broken that could be read, and only what they subscribe to is wrong.
     """
 
     domains: Mapping[str, DomainDefinition] = field(default_factory=dict)
     products: Mapping[ProductName, Product] = field(default_factory=dict)
     broken: tuple[tuple[Path, ContractError], ...] = ()
+    refused: Mapping[ProductName, Product] = field(default_factory=dict)
 
     def product(self, name: ProductName) -> Product:
         """A product by name.
@@ -63,6 +112,8 @@ class Discovery:
         """``(domain, source)`` -> the ``schema.table`` names that products publish, sorted."""
         grouped: dict[tuple[str, str], list[str]] = {}
         for product in self.products.values():
+            if product.definition.source is None:
+                continue
             tables = grouped.setdefault((product.name.domain, product.definition.source), [])
             tables += [table.physical_name for table in product.contract.tables]
         return {key: tuple(sorted(tables)) for key, tables in sorted(grouped.items())}
@@ -75,6 +126,49 @@ class Discovery:
             if (product.name.domain, product.definition.source) == (domain, source)
             for table in product.contract.tables
         }
+
+    def derived(self, domain: str | None = None) -> tuple[Product, ...]:
+        """Derived products of a domain (of all without one), each after those that it is made of."""
+        return tuple(one for one in self._in_order if domain is None or one.name.domain == domain)
+
+    def consumers(self, name: ProductName) -> tuple[ProductName, ...]:
+        """The products that subscribe to a product directly, sorted."""
+        return self._consumers.get(name, ())
+
+    def reads(self, name: ProductName) -> dict[str, frozenset[ProductName]]:
+        """Table of a product -> the products that read it."""
+        found: dict[str, set[ProductName]] = {}
+        for consumer in self.consumers(name):
+            for one in self.products[consumer].definition.inputs:
+                if one.product == name:
+                    found.setdefault(one.table, set()).add(consumer)
+        return {table: frozenset(consumers) for table, consumers in sorted(found.items())}
+
+    @cached_property
+    def _in_order(self) -> tuple[Product, ...]:
+        ordered: dict[ProductName, Product] = {}
+        waiting = [one for one in self.products.values() if one.derived]
+        while waiting:
+            # Circles are broken products: every round finds at least one.
+            ready = [
+                one
+                for one in waiting
+                if all(
+                    read.product in ordered or not self.products[read.product].derived
+                    for read in one.definition.inputs
+                )
+            ]
+            ordered |= {one.name: one for one in ready}
+            waiting = [one for one in waiting if one.name not in ordered]
+        return tuple(ordered.values())
+
+    @cached_property
+    def _consumers(self) -> dict[ProductName, tuple[ProductName, ...]]:
+        found: dict[ProductName, set[ProductName]] = {}
+        for product in self.products.values():
+            for one in product.definition.inputs:
+                found.setdefault(one.product, set()).add(product.name)
+        return {name: tuple(sorted(consumers)) for name, consumers in found.items()}
 
 
 def discover(products: Path | str) -> Discovery:
@@ -94,7 +188,8 @@ def discover(products: Path | str) -> Discovery:
     found = _Found()
     for folder in _folders(root):
         found.domain(folder)
-    return Discovery(found.domains, found.products, tuple(found.broken))
+    found.subscribe()
+    return Discovery(found.domains, found.products, tuple(found.broken), found.refused)
 
 
 class _Found:
@@ -104,6 +199,33 @@ class _Found:
         self.broken: list[tuple[Path, ContractError]] = []
         self.published: dict[tuple[str, str, str], Product] = {}
         self.ids: dict[str, Product] = {}
+        self.refused: dict[ProductName, Product] = {}
+
+    def subscribe(self) -> None:
+        """Fill in the tables of all subscriptions; products whose own are wrong are broken."""
+        for product in list(self.products.values()):
+            keeps = product.name.keeps
+            version = product.contract.version
+            if keeps and keeps[0] in self.products and major(version) != str(keeps[1]):
+                mistake = Mistake(
+                    1,
+                    f"{product.name} keeps version {keeps[1]} of {keeps[0]}, but its own is {version}",
+                    (),
+                    "a kept version stays as it is: write the version that it keeps, or rename the folder",
+                )
+                error = ContractError.of(display(product.contract.path), [mistake])
+                self.broken.append((self.products.pop(product.name).folder, error))
+        contracts = {name: product.contract for name, product in self.products.items()}
+        broken = {ProductName(folder.parent.name, folder.name) for folder, _ in self.broken}
+        for domain, _ in self.broken:
+            broken |= {ProductName(domain.name, inner.name) for inner in _folders(domain)}
+        definitions = {name: product.definition for name, product in self.products.items()}
+        resolved, refused = subscribe(definitions, contracts, broken)
+        for name, whole in resolved.items():
+            self.products[name] = replace(self.products[name], definition=whole)
+        for name, error in refused.items():
+            self.refused[name] = self.products.pop(name)
+            self.broken.append((self.refused[name].folder, error))
 
     def domain(self, folder: Path) -> None:
         try:
@@ -118,6 +240,7 @@ class _Found:
         for inner in _folders(folder):
             try:
                 product = _product(inner, domain)
+                _check_support(product)
                 self.claim(product)
             except ContractError as error:
                 self.broken.append((inner, error))
@@ -128,10 +251,10 @@ class _Found:
         """Refuse a second publisher of a source table and a second owner of a contract id."""
         contract = product.contract
         mistakes: list[Mistake] = []
-        keys = [
-            (contract.domain, product.definition.source, table.physical_name) for table in contract.tables
-        ]
-        for key, table in zip(keys, contract.tables, strict=True):
+        source = product.definition.source
+        captured = () if source is None else contract.tables
+        keys = [(contract.domain, source or "", table.physical_name) for table in captured]
+        for key, table in zip(keys, captured, strict=True):
             if key in self.published:
                 other = self.published[key]
                 mistakes.append(
@@ -182,17 +305,8 @@ def _product(folder: Path, domain: DomainDefinition) -> Product:
         _check_source(run, domain)
     except ContractError as error:
         errors.append(error)
-    if contract is not None:
-        mistakes = [
-            Mistake(
-                table.line,
-                f"table {table.name!r} does not say which table of the source it is",
-                (),
-                "add physicalName: schema.table",
-            )
-            for table in contract.tables
-            if "." not in table.physical_name
-        ]
+    if contract is not None and run is not None:
+        mistakes = list(_untyped_columns(contract) if run.derived else _unnamed_tables(contract))
         if mistakes:
             errors.append(ContractError.of(display(contract.path), mistakes))
     if errors or contract is None or run is None:
@@ -202,8 +316,58 @@ def _product(folder: Path, domain: DomainDefinition) -> Product:
     return Product(contract, run, folder)
 
 
+def _check_support(product: Product) -> None:
+    """A kept old version is one until its end of support.
+
+    Raises:
+        ContractError: if that is over.
+    """
+    end = product.contract.promise("endOfSupport")
+    if product.name.keeps is None or end is None:
+        return
+    try:
+        last = date.fromisoformat(str(end.value)[:10])
+    except ValueError:
+        mistake = Mistake(
+            end.line, f"endOfSupport {end.value!r} is not a day", (), "write it as in 2030-12-31"
+        )
+        raise ContractError.of(display(product.contract.path), [mistake]) from None
+    if datetime.now(UTC).date() > last:
+        mistake = Mistake(
+            end.line,
+            f"support of {product.name} ended on {last}: it is no longer made",
+            (),
+            f"remove {display(product.folder)}; what it held stays in the lake",
+        )
+        raise ContractError.of(display(product.contract.path), [mistake])
+
+
+def _unnamed_tables(contract: Contract) -> Iterator[Mistake]:
+    for table in contract.tables:
+        if "." not in table.physical_name:
+            yield Mistake(
+                table.line,
+                f"table {table.name!r} does not say which table of the source it is",
+                (),
+                "add physicalName: schema.table",
+            )
+
+
+def _untyped_columns(contract: Contract) -> Iterator[Mistake]:
+    """No source decides on the types of a derived product's columns: the contract has to."""
+    for table in contract.tables:
+        for column in table.columns:
+            if not column.physical_type:
+                yield Mistake(
+                    column.line,
+                    f"column {column.name!r} of {table.name!r} does not say how it is stored",
+                    (),
+                    "add physicalType, for example bigint, numeric(14,2), text or timestamptz",
+                )
+
+
 def _check_source(run: ProductDefinition, domain: DomainDefinition) -> None:
-    if run.source in domain.sources:
+    if run.source is None or run.source in domain.sources:
         return
     unknown = UnknownName.of("source", run.source, domain.sources)
     raise ContractError.of(

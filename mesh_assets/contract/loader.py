@@ -51,6 +51,14 @@ def build(document: Document, name: ProductName | None = None) -> Contract:
     return _contract(document)
 
 
+def from_content(content: Mapping[str, Any], path: Path) -> Contract:
+    """The contract with this content (:attr:`Contract.content`), checked when it was read from its file.
+
+    Checks may have become stricter since: what was released stays readable.
+    """
+    return _contract(Document(path, dict(content), {(): 1}))
+
+
 def content_hash(content: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of normalised content: keys in any order give the same."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

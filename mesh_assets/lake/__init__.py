@@ -19,7 +19,8 @@ Read path, bottom up:
 - ``shape``, ``exact`` — the columns and key of a table; texts of values that its types cannot hold.
 - ``mask``, ``image``, ``multiset`` — pure functions from log rows to the rows that they leave.
 - ``tail`` — the log rows beyond a current table.
-- ``current`` — the current table, and when to fold; ``fold``, ``span``, ``spill`` — how.
+- ``current`` — the current table, and when to fold; ``fold`` with ``survey``, ``base``, ``span`` and
+  ``spill`` — how.
 - ``access`` — the one function that every read of data passes.
 - ``read`` — fresh and as-of reads, all changes of a key; ``query`` — SQL.
 

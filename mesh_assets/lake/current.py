@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -144,6 +144,25 @@ class Current:
         ]
         return frame.with_columns(new).select(shape.names(meta=True))
 
+    def batches(
+        self, shape: Shape, files: Iterable[FileRef], *, row_count: int, narrow: bool = False
+    ) -> Iterator[pl.DataFrame]:
+        """The rows of some files in the order given, about so many at a time; little more is in memory.
+
+        ``narrow`` leaves out all columns but those that tell keys apart.
+
+        Raises:
+            LayoutUnknown: as :meth:`scan`.
+        """
+        self._check_plain()
+        names = shape.names(meta=True)
+        if narrow:
+            names = [*shape.key, "_exact"] if shape.inexact else list(shape.key)
+        for part in self.table.batches(files, names, row_count=row_count):
+            frame = pl.from_arrow(part)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
+
     def _check_plain(self) -> None:
         delta = self.table.delta()
         odd = set(delta.protocol().reader_features or []) - _PLAIN_FEATURES
@@ -160,12 +179,10 @@ class Current:
 
         Files are sorted, so this reads one row of each; what was read once is kept.
         """
-        unknown = [file for file in files if file.path not in self._starts]
-        firsts = [
-            shape.identified(self.scan(shape, [file])).select(shape.identity).head(1) for file in unknown
-        ]
-        for file, first in zip(unknown, pl.collect_all(firsts), strict=True):
-            self._starts[file.path] = first
+        for file in files:
+            if file.path not in self._starts:
+                first = next(self.batches(shape, [file], row_count=1, narrow=True))
+                self._starts[file.path] = shape.identified(first.lazy()).select(shape.identity).collect()
         paths = [file.path for file in files]
         self._starts = {path: self._starts[path] for path in paths}
         return (

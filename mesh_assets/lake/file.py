@@ -23,7 +23,8 @@ PARQUET_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": False,
-    "row_group_size": 250_000,
+    # A reader holds a few row groups at a time: this bounds its memory more than anything else.
+    "row_group_size": 65_536,
 }
 _TEXT_LIMIT = 64
 _EXACT_DECIMAL_DIGITS = 15  # JSON numbers are read as doubles by many readers.
@@ -106,6 +107,27 @@ def describe(path: str, size: int, rows: pa.Table, columns: Iterable[str]) -> Fi
         else:
             low[name], high[name] = least, most
     return FileRef(path, size, rows.num_rows, low, high, null_count)
+
+
+def joined(path: str, size: int, parts: Sequence[FileRef]) -> FileRef:
+    """The reference of a file that is made of parts, each described by :func:`describe`."""
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    for name in parts[0].null_count:
+        held = [part for part in parts if part.null_count[name] < part.row_count]
+        # A part without a bound leaves the file without one.
+        if held and all(name in part.low for part in held):
+            low[name] = min(part.low[name] for part in held)
+        if held and all(name in part.high for part in held):
+            high[name] = max(part.high[name] for part in held)
+    return FileRef(
+        path,
+        size,
+        sum(part.row_count for part in parts),
+        low,
+        high,
+        {name: sum(part.null_count[name] for part in parts) for name in parts[0].null_count},
+    )
 
 
 def slices(rows: pa.Table, *, max_rows: int, max_bytes: int) -> list[pa.Table]:

@@ -11,7 +11,7 @@ hold the ``seq`` that this object left, else another writer has taken over and t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,8 @@ from mesh_assets.lake.table import Table
 
 SEQ = "_seq"
 BEFORE = "_before"
+REJECTED = "rejected"
+"""App transaction: the last ``_seq`` that was rejected; absent where nothing ever was."""
 _MOMENT = pa.timestamp("us", tz="UTC")
 
 CHANGE_FIELDS: tuple[pa.Field[Any], ...] = (
@@ -209,6 +211,8 @@ class ChangeLog:
         own = {f"{source}/lsn": position[0], f"{source}/ordinal": position[1]}
         if last >= 0:
             own["seq"] = last
+        if (rejected := _last_held(rejected_by)) is not None:
+            own[REJECTED] = first + rejected
         if overlap := own.keys() & (transactions or {}).keys():
             raise LakeError(f"{self.table.uri}: app transactions {sorted(overlap)} belong to the log itself")
         lsn, ordinal = held if held is not None else (None, None)
@@ -241,6 +245,21 @@ class ChangeLog:
         if upto is not None:
             frame = frame.filter(pl.col(SEQ) <= upto)
         return frame if columns is None else frame.select(columns)
+
+    def batches(
+        self, after: int, upto: int, columns: Sequence[str] | None = None, *, row_count: int
+    ) -> Iterator[pl.DataFrame]:
+        """The changes with ``after < _seq <= upto``, about so many at a time; little more is in memory.
+
+        They come in order of ``_seq``, which must be among ``columns``.
+        """
+        files = overlapping(self.table.files(), SEQ, after + 1, upto)
+        for part in self.table.batches(files, columns, row_count=row_count):
+            frame = pl.from_arrow(part)
+            assert isinstance(frame, pl.DataFrame)
+            kept = frame.filter(pl.col(SEQ).is_between(after, upto, closed="right"))
+            if kept.height:
+                yield kept
 
     def add_columns(self, fields: Iterable[pa.Field[Any]]) -> None:
         """Add row columns (and their before images), null in all older changes.
@@ -287,3 +306,10 @@ class ChangeLog:
         for name, column in assigned.items():
             rows = rows.append_column(name, column)
         return rows
+
+
+def _last_held(verdicts: pa.Array[Any] | pa.ChunkedArray[Any] | None) -> int | None:
+    """The place of the last verdict that is not null."""
+    if verdicts is None or verdicts.null_count == len(verdicts):
+        return None
+    return int(np.flatnonzero(verdicts.is_valid().to_numpy(zero_copy_only=False))[-1])

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,22 @@ def full_disk_named(uri: str) -> Iterator[None]:
         raise
 
 
+class Draft(Protocol):
+    """A Parquet file that is being written and that nobody can see the whole of yet."""
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows as row groups of their own; leaves no file behind if the disk is full."""
+        ...
+
+    def finish(self) -> int:
+        """Make the file durable; returns its size in bytes, or leaves no file behind."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave no file behind."""
+        ...
+
+
 class Storage(Protocol):
     """What the lake needs of the place where a table lies; every path is below ``uri``."""
 
@@ -70,8 +86,16 @@ class Storage(Protocol):
         """Write one Parquet file durably; returns its size in bytes, or leaves no file behind."""
         ...
 
+    def draft_parquet(self, path: str, schema: pa.Schema, **options: Any) -> Draft:  # noqa: ANN401 - pyarrow's own options
+        """Begin a Parquet file that is written part by part."""
+        ...
+
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file whole."""
+        ...
+
+    def parquet_batches(self, path: str, columns: list[str], row_count: int) -> Iterator[pa.RecordBatch]:
+        """Read one Parquet file in order, about so many rows at a time, and no more than it takes."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
@@ -92,6 +116,10 @@ class Storage(Protocol):
 
     def entries(self, folder: str) -> list[Entry]:
         """The files directly in a folder (none if there is no such folder), by path."""
+        ...
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly in a folder (none if there is no such folder), in order."""
         ...
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -158,20 +186,19 @@ class LocalStorage:
             _force(folder.parent)
 
     def write_parquet(self, path: str, rows: pa.Table, **options: Any) -> int:  # noqa: ANN401 - pyarrow's own options
-        target = self._root / path
-        try:
-            with full_disk_named(self.uri):
-                pq.write_table(rows, str(target), **options)
-                _force(target)
-                _force(target.parent)
-        except BaseException:
-            # Not referenced by any commit yet, so nobody can miss it; a full disk needs the space.
-            target.unlink(missing_ok=True)
-            raise
-        return target.stat().st_size
+        draft = self.draft_parquet(path, rows.schema, **options)
+        draft.write(rows)
+        return draft.finish()
+
+    def draft_parquet(self, path: str, schema: pa.Schema, **options: Any) -> Draft:  # noqa: ANN401 - pyarrow's own options
+        return _LocalDraft(self, self._root / path, schema, options)
 
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         return pq.ParquetFile(str(self._root / path)).read(columns=columns)
+
+    def parquet_batches(self, path: str, columns: list[str], row_count: int) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(str(self._root / path)) as file:
+            yield from _batches(file, columns, row_count)
 
     def write(self, path: str, data: bytes) -> None:
         target = self._root / path
@@ -217,6 +244,13 @@ class LocalStorage:
             return []
         return sorted(found, key=lambda entry: entry.path)
 
+    def folders(self, folder: str) -> list[str]:
+        try:
+            with os.scandir(self._root / folder) as scan:
+                return sorted(item.name for item in scan if item.is_dir())
+        except FileNotFoundError:
+            return []
+
     def remove(self, paths: Iterable[str]) -> None:
         folders = set()
         for path in paths:
@@ -252,6 +286,73 @@ class LocalStorage:
         return f"{self.uri}/{path}"
 
 
+class _LocalDraft:
+    """A draft on a local disk: the file grows where it will lie."""
+
+    def __init__(
+        self, storage: LocalStorage, target: Path, schema: pa.Schema, options: dict[str, Any]
+    ) -> None:
+        self._uri, self._target = storage.uri, target
+        self._row_group_size = options.pop("row_group_size", None)
+        with self._guarded():
+            self._writer = pq.ParquetWriter(str(target), schema, **options)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with full_disk_named(self._uri):
+                yield
+        except BaseException:
+            # Not referenced by any commit yet, so nobody can miss it; a full disk needs the space.
+            self._target.unlink(missing_ok=True)
+            raise
+
+    def write(self, rows: pa.Table) -> None:
+        with self._guarded():
+            self._writer.write_table(rows, self._row_group_size)
+
+    def finish(self) -> int:
+        with self._guarded():
+            self._writer.close()
+            _force(self._target)
+            _force(self._target.parent)
+        return self._target.stat().st_size
+
+    def abandon(self) -> None:
+        self._target.unlink(missing_ok=True)
+        with suppress(OSError, pa.ArrowException):
+            # What it still writes goes nowhere.
+            self._writer.close()
+
+
+class _ObjectDraft:
+    """A draft for an object store: one object is put at once, so its bytes are gathered."""
+
+    def __init__(self, storage: ObjectStorage, path: str, schema: pa.Schema, options: dict[str, Any]) -> None:
+        self._storage, self._path = storage, path
+        self._row_group_size = options.pop("row_group_size", None)
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._sink, schema, **options)
+
+    def write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows, self._row_group_size)
+
+    def finish(self) -> int:
+        self._writer.close()
+        data = self._sink.getvalue().to_pybytes()
+        self._storage.write(self._path, data)
+        return len(data)
+
+    def abandon(self) -> None:
+        self._writer.close()
+
+
+def _batches(file: pq.ParquetFile, columns: list[str], row_count: int) -> Iterator[pa.RecordBatch]:
+    """A file's rows in order; columns that it does not have are left out."""
+    held = [name for name in columns if name in file.schema_arrow.names]
+    yield from file.iter_batches(row_count, columns=held)
+
+
 class ObjectStorage:
     """A prefix in an object store, through delta-rs' own client (so the same credentials hold)."""
 
@@ -263,15 +364,20 @@ class ObjectStorage:
         self._files = pafs.PyFileSystem(self._store)
 
     def write_parquet(self, path: str, rows: pa.Table, **options: Any) -> int:  # noqa: ANN401 - pyarrow's own options
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, **options)
-        data = sink.getvalue().to_pybytes()
-        self.write(path, data)
-        return len(data)
+        draft = self.draft_parquet(path, rows.schema, **options)
+        draft.write(rows)
+        return draft.finish()
+
+    def draft_parquet(self, path: str, schema: pa.Schema, **options: Any) -> Draft:  # noqa: ANN401 - pyarrow's own options
+        return _ObjectDraft(self, path, schema, options)
 
     def read_parquet(self, path: str, columns: list[str] | None = None) -> pa.Table:
         with self._files.open_input_file(path) as file:
             return pq.ParquetFile(file).read(columns=columns)
+
+    def parquet_batches(self, path: str, columns: list[str], row_count: int) -> Iterator[pa.RecordBatch]:
+        with self._files.open_input_file(path) as file:
+            yield from _batches(pq.ParquetFile(file), columns, row_count)
 
     def write(self, path: str, data: bytes) -> None:
         # Not through pyarrow's file system: it hands over its own buffers, the store takes bytes only.
@@ -303,6 +409,10 @@ class ObjectStorage:
             ),
             key=lambda entry: entry.path,
         )
+
+    def folders(self, folder: str) -> list[str]:
+        found = self._files.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def remove(self, paths: Iterable[str]) -> None:
         for path in paths:

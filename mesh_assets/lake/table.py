@@ -46,7 +46,8 @@ from mesh_assets.lake.commit import (
     last_checkpoint,
     read_commit,
 )
-from mesh_assets.lake.file import PARQUET_OPTIONS, FileRef, bounded, conform, describe, slices
+from mesh_assets.lake.file import PARQUET_OPTIONS, FileRef, bounded, conform, describe, joined, slices
+from mesh_assets.lake.origin import Made, Operation, note, signed
 from mesh_assets.lake.storage import LOG_FOLDER, Storage, full_disk_named, storage_of
 
 CHECKPOINT_INTERVAL = 25
@@ -139,10 +140,13 @@ class Table:
                 description=description,
                 configuration=configuration,
                 raise_if_key_not_exists=False,
+                commit_properties=CommitProperties(custom_metadata=signed(None)),
                 post_commithook_properties=_NO_HOOKS,
             )
         storage.force([commit_path(0), LOG_FOLDER])
-        return cls(storage, delta)
+        created = cls(storage, delta)
+        note(Made(storage.uri, 0, "create", schema=created.schema))
+        return created
 
     @staticmethod
     def exists(uri: str) -> bool:
@@ -223,6 +227,20 @@ class Table:
         ]
         return pa.concat_tables(parts)
 
+    def batches(
+        self, files: Iterable[FileRef], columns: Sequence[str] | None = None, *, row_count: int
+    ) -> Iterator[pa.Table]:
+        """Rows of some files, in the order given and as they stand there, about so many at a time.
+
+        Little more than that is in memory. Struct columns and types are in the table's present shape.
+        """
+        schema = self.schema
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        for file in files:
+            for batch in self.storage.parquet_batches(file.path, schema.names, row_count):
+                yield conform(pa.Table.from_batches([batch]), schema)
+
     def scan(self, files: Iterable[FileRef]) -> pl.LazyFrame:
         """A lazy frame over some files, in the table's present shape."""
         frame = pl.from_arrow(self.schema.empty_table())
@@ -267,8 +285,12 @@ class Table:
         failpoint.reach("file.written")
         return written
 
+    def draft(self) -> FileDraft:
+        """Begin one durable data file that is written part by part and that no commit refers to yet."""
+        return FileDraft(self.storage, self.schema, self.statistics)
+
     def discard(self, files: Iterable[FileRef]) -> None:
-        """Remove data files that :meth:`write` made and that no commit refers to."""
+        """Remove data files that :meth:`write` or :meth:`draft` made and that no commit refers to."""
         self.storage.remove(file.path for file in files)
 
     def append(
@@ -356,12 +378,16 @@ class Table:
         try:
             with full_disk_named(self.uri):
                 self._delta.alter.add_columns(
-                    Schema.from_arrow(pa.schema(missing)).fields, post_commithook_properties=_NO_HOOKS
+                    Schema.from_arrow(pa.schema(missing)).fields,
+                    commit_properties=CommitProperties(custom_metadata=signed(None)),
+                    post_commithook_properties=_NO_HOOKS,
                 )
         except CommitFailedError as error:
             raise CommitConflict(f"another writer changed the schema of {self.uri} first") from error
+        made = int(self._delta.version())
         self._advance()
         self.storage.force(commit_path(number) for number in range(before + 1, self._version + 1))
+        note(Made(self.uri, made, "alter", schema=self.schema))
 
     def refresh(self) -> int:
         """Move to the newest Delta version; returns it."""
@@ -433,7 +459,7 @@ class Table:
         ]
         actions += [RemoveAction(file.path, data_change, now, file.size, {}) for file in remove]
         properties = CommitProperties(
-            custom_metadata=dict(metadata) if metadata else None,
+            custom_metadata=signed(metadata),
             app_transactions=[Transaction(app_id, value) for app_id, value in transactions.items()],
         )
         before = self._version
@@ -459,12 +485,17 @@ class Table:
             raise
         self._advance(own=transactions)
         self.storage.force(commit_path(number) for number in range(before + 1, self._version + 1))
-        if self._version == before + 1:
+        version = self._version
+        if version == before + 1:
             if self._files_version == before:
                 self._apply(add, (file.path for file in remove))
-                self._files_version = self._version
-            return self._version
-        return self._find(before + 1, transactions, add)
+                self._files_version = version
+        else:
+            version = self._find(before + 1, transactions, add)
+        rows, size = sum(file.row_count for file in add), sum(file.size for file in add)
+        operation: Operation = "compact" if not data_change else "rewrite" if remove else "append"
+        note(Made(self.uri, version, operation, rows, size, len(add), self.schema))
+        return version
 
     def _outrun(self) -> bool:
         """Whether the log this handle was loaded from is archived, so that nothing can be based on it."""
@@ -557,6 +588,57 @@ class Table:
     def _read_file(self, file: FileRef, columns: Sequence[str]) -> pa.Table:
         # Columns that the file does not have yet are left out by the reader and filled in by conform.
         return self.storage.read_parquet(file.path, list(columns))
+
+
+class FileDraft:
+    """One data file on its way: rows are taken part by part and leave memory as row groups fill.
+
+    Attributes:
+        row_count: rows taken so far.
+    """
+
+    def __init__(self, storage: Storage, schema: pa.Schema, statistics: Sequence[str]) -> None:
+        self.row_count = 0
+        self._path = f"{uuid.uuid4().hex}.parquet"
+        self._schema, self._statistics = schema, statistics
+        self._parts: list[FileRef] = []
+        self._waiting: list[pa.Table] = []
+        options = PARQUET_OPTIONS | {"write_statistics": list(statistics)}
+        self._draft = storage.draft_parquet(self._path, schema, **options)
+
+    def write(self, rows: pa.Table) -> None:
+        """Take rows of the table's own schema.
+
+        Raises:
+            StorageFull: if the disk is full; the file is gone.
+        """
+        self.row_count += rows.num_rows
+        self._waiting.append(rows)
+        if sum(part.num_rows for part in self._waiting) >= PARQUET_OPTIONS["row_group_size"]:
+            self._flush()
+
+    def finish(self) -> FileRef:
+        """Make the file durable; it needs at least one row.
+
+        Raises:
+            StorageFull: if the disk is full; the file is gone.
+        """
+        self._flush()
+        size = self._draft.finish()
+        failpoint.reach("file.written")
+        return joined(self._path, size, self._parts)
+
+    def abandon(self) -> None:
+        """Leave no file behind."""
+        self._draft.abandon()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = pa.concat_tables(self._waiting)
+        self._waiting.clear()
+        self._parts.append(describe("", 0, rows, self._statistics))
+        self._draft.write(rows)
 
 
 def _created(uri: str, schema: Schema, **options: Any) -> DeltaTable:  # noqa: ANN401 - delta-rs' own options

@@ -11,11 +11,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import metadata
 from typing import Literal
 
-import attr
 import pyarrow as pa
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import (
@@ -31,33 +30,18 @@ from openlineage.client.facet_v2 import (
     output_statistics_output_dataset,
     parent_run,
     processing_engine_run,
-    schema_dataset,
-    storage_dataset,
 )
 from openlineage.client.serde import Serde
 from openlineage.client.uuid import generate_new_uuid
 
 from mesh_assets import names
-
-PRODUCER = f"urn:mesh-assets:{metadata.version('mesh-assets')}"
-"""Who made an event: this program and its version."""
+from mesh_assets.lineage.facet import PRODUCER, delta_versions, moment, schema_facet, storage
+from mesh_assets.lineage.secret import redacted
 
 _ENGINE = "mesh-assets"
 _INTEGRATION = "MESH"
 _ADAPTER_VERSION = metadata.version("openlineage-python")
 _STACK_LIMIT = 16_000
-
-
-@attr.define
-class DeltaVersionsDatasetFacet(DatasetFacet):
-    """Which Delta versions of a table an event covers, both ends included."""
-
-    firstVersion: int  # noqa: N815 - OpenLineage writes fields in camel case
-    lastVersion: int  # noqa: N815
-
-    @staticmethod
-    def _get_schema() -> str:
-        return "urn:mesh-assets:facet:1-0-0:DeltaVersionsDatasetFacet"
 
 
 @dataclass(frozen=True)
@@ -81,10 +65,11 @@ class LineageRun:
     Attributes:
         namespace: the job's namespace (see :func:`mesh_assets.names.lineage_job`).
         name: the job's name in it.
-        kind: what the job is, in capitals: CAPTURE, FOLD, DERIVE, CHECK, UPKEEP.
+        kind: what the job is, in capitals: CAPTURE, FOLD, DERIVE, CHECKS, UPKEEP.
         run_id: a UUID; made when left out.
         streaming: whether the job follows a stream, or works off something finite.
         parent: the run that started this one.
+        orchestrator: the orchestrator's own id of the run that this is part of.
         run_facets: further facets of the run, in every event.
         job_facets: further facets of the job, in every event.
     """
@@ -95,6 +80,7 @@ class LineageRun:
     run_id: str = field(default_factory=new_run_id)
     streaming: bool = False
     parent: Parent | None = None
+    orchestrator: str = ""
     run_facets: Mapping[str, RunFacet] = field(default_factory=dict)
     job_facets: Mapping[str, JobFacet] = field(default_factory=dict)
 
@@ -117,7 +103,7 @@ class LineageRun:
             facets: further facets of the run, for this event.
         """
         return RunEvent(
-            eventTime=_moment(at),
+            eventTime=moment(at),
             producer=PRODUCER,
             eventType=state,
             run=Run(self.run_id, facets=self._run_facets() | dict(facets or {})),
@@ -132,9 +118,10 @@ class LineageRun:
         *,
         inputs: Iterable[InputDataset] = (),
         outputs: Iterable[OutputDataset] = (),
+        facets: Mapping[str, RunFacet] | None = None,
     ) -> RunEvent:
         """The run began; inputs and outputs are what it is about to use."""
-        return self.event(RunState.START, at, inputs=inputs, outputs=outputs)
+        return self.event(RunState.START, at, inputs=inputs, outputs=outputs, facets=facets)
 
     def running(
         self,
@@ -164,9 +151,10 @@ class LineageRun:
         *,
         inputs: Iterable[InputDataset] = (),
         outputs: Iterable[OutputDataset] = (),
+        facets: Mapping[str, RunFacet] | None = None,
     ) -> RunEvent:
         """The run was ended from outside (cancelled, overtaken)."""
-        return self.event(RunState.ABORT, at, inputs=inputs, outputs=outputs)
+        return self.event(RunState.ABORT, at, inputs=inputs, outputs=outputs, facets=facets)
 
     def fail(
         self,
@@ -255,7 +243,7 @@ def lake_input(
     return InputDataset(
         namespace,
         name,
-        facets=_dataset_facets(version, span, schema, _storage() | dict(facets or {})),
+        facets=_dataset_facets(version, span, schema, {"storage": storage()} | dict(facets or {})),
         inputFacets=_input_statistics(row_count, byte_count, file_count),
     )
 
@@ -293,29 +281,18 @@ def lake_output(
     return OutputDataset(
         namespace,
         name,
-        facets=_dataset_facets(version, span, schema, _storage() | dict(facets or {})),
+        facets=_dataset_facets(version, span, schema, {"storage": storage()} | dict(facets or {})),
         outputFacets=output_facets,
     )
 
 
-def schema_facet(
-    schema: pa.Schema, descriptions: Mapping[str, str] | None = None
-) -> schema_dataset.SchemaDatasetFacet:
-    """The columns of a table; nested fields of structs and lists too."""
-    described = descriptions or {}
-    fields = [
-        _field(field, number, described.get(field.name)) for number, field in enumerate(schema, start=1)
-    ]
-    return schema_dataset.SchemaDatasetFacet(fields=fields, producer=PRODUCER)
-
-
 def error_facet(error: BaseException) -> error_message_run.ErrorMessageRunFacet:
-    """What went wrong, with the end of the stack trace."""
+    """What went wrong, with the end of the stack trace, and without passwords."""
     stack = "".join(traceback.format_exception(error))
     return error_message_run.ErrorMessageRunFacet(
-        message=str(error) or type(error).__name__,
+        message=redacted(str(error)) or type(error).__name__,
         programmingLanguage="PYTHON",
-        stackTrace=stack[-_STACK_LIMIT:],
+        stackTrace=redacted(stack[-_STACK_LIMIT:]),
         producer=PRODUCER,
     )
 
@@ -347,18 +324,6 @@ def datasets(event: RunEvent, direction: Direction) -> list[dict[str, str | None
     return listed
 
 
-def _moment(at: datetime | None) -> str:
-    return (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _storage() -> dict[str, DatasetFacet]:
-    return {
-        "storage": storage_dataset.StorageDatasetFacet(
-            storageLayer="delta", fileFormat="parquet", producer=PRODUCER
-        )
-    }
-
-
 def _span(first_version: int | None, version: int | None) -> tuple[int, int] | None:
     if first_version is None or version is None:
         return None
@@ -379,9 +344,7 @@ def _dataset_facets(
             datasetVersion=str(version), producer=PRODUCER
         )
     if span is not None:
-        built["mesh_deltaVersions"] = DeltaVersionsDatasetFacet(
-            firstVersion=span[0], lastVersion=span[1], producer=PRODUCER
-        )
+        built["mesh_deltaVersions"] = delta_versions(range(span[0], span[1] + 1))
     if schema is not None:
         built["schema"] = schema_facet(schema)
     return built | dict(facets or {})
@@ -397,26 +360,3 @@ def _input_statistics(
             rowCount=row_count, size=byte_count, fileCount=file_count, producer=PRODUCER
         )
     }
-
-
-def _field(
-    field: pa.Field[pa.DataType], number: int | None, description: str | None
-) -> schema_dataset.SchemaDatasetFacetFields:
-    kind = field.type
-    children: list[schema_dataset.SchemaDatasetFacetFields] = []
-    name = str(kind)
-    if pa.types.is_struct(kind):
-        name = "struct"
-        children = [_field(kind.field(index), None, None) for index in range(kind.num_fields)]
-    elif pa.types.is_list(kind):
-        name = "array"
-        children = [_field(kind.value_field.with_name("_element"), None, None)]
-    elif pa.types.is_map(kind):
-        name = "map"
-        children = [
-            _field(pa.field("_key", kind.key_type), None, None),
-            _field(pa.field("_value", kind.item_type), None, None),
-        ]
-    return schema_dataset.SchemaDatasetFacetFields(
-        name=field.name, type=name, description=description, ordinal_position=number, fields=children
-    )

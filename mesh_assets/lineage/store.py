@@ -47,7 +47,8 @@ BUFFER_LIMIT = 20_000
 _ATTEMPTS = 5
 _FINAL_ATTEMPTS = 3
 _RETRY_SECONDS = 0.2
-_STORAGE_ERRORS = (MeshError, DeltaError, OSError, pa.ArrowException)
+STORAGE_ERRORS = (MeshError, DeltaError, OSError, pa.ArrowException)
+"""What writing or reading the table may fail with; the work that lineage describes goes on."""
 
 
 class LineageStore:
@@ -127,7 +128,7 @@ class LineageStore:
             self._flushed = time.monotonic()
             try:
                 self._append(count)
-            except _STORAGE_ERRORS as error:
+            except STORAGE_ERRORS as error:
                 self._table = None
                 self._failure = str(error)
                 self._log(

@@ -14,6 +14,7 @@ from rich.text import Text
 from mesh_assets.local.sight import ProductSight, Sight, SourceSight, age_seconds
 
 _PLAIN_SECONDS = 10.0
+_ORIGIN_WIDTH = 40
 
 
 class Show:
@@ -80,6 +81,7 @@ def render(sight: Sight, addresses: dict[str, str]) -> RenderableType:
     products = Table(title="products", title_justify="left", expand=False)
     for heading in ("product", "rows", "version", "freshness"):
         products.add_column(heading, justify="left" if heading == "product" else "right", no_wrap=True)
+    products.add_column("from", no_wrap=True, max_width=_ORIGIN_WIDTH)
     products.add_column("")
     for product in sight.products:
         products.add_row(
@@ -87,6 +89,7 @@ def render(sight: Sight, addresses: dict[str, str]) -> RenderableType:
             _rows(product),
             str(product.version or "-"),
             _age(product),
+            product.origin,
             Text(product.problem, style="red"),
         )
     footer = Text()

@@ -29,7 +29,17 @@ WARM = (
     "mesh_assets.cdc.source",
 )
 """What children share by being forked after it was imported. Never the Delta Lake library, nor polars."""
-WARM_RUNS = ("pyarrow.acero", "pyarrow.parquet")
+WARM_RUNS = (
+    "dagster._core.execution.api",
+    "dagster.components",
+    "mesh_assets.cdc.warm",
+    "mesh_assets.orchestration.location",
+    "mesh_assets.orchestration.storage",
+    "openlineage.client.event_v2",
+    "pyarrow.acero",
+    "pyarrow.parquet",
+    "upath",
+)
 """What run workers need besides; it brings pandas, which the others have no need of."""
 
 _REMEMBERED_RUNS = 1000
@@ -54,7 +64,6 @@ class Nursery:
 
     def serve(self) -> int:
         """Answer requests until SIGTERM; then cancel what runs and wait for it."""
-        warm_up(WARM_RUNS)
         self._logs.mkdir(parents=True, exist_ok=True)
         Path(self._path).unlink(missing_ok=True)
         # A signal must wake select(): its handler writes a byte into this pipe.
@@ -67,6 +76,8 @@ class Nursery:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(self._path)
             listener.listen(32)
+            # Whoever asks meanwhile waits.
+            warm_up_runs()
             while not self._stopping:
                 readable = self._wait(listener, waking)
                 if waking in readable:
@@ -180,5 +191,23 @@ def warm_up(names: Sequence[str] = WARM) -> None:
     """
     for name in names:
         import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def warm_up_runs() -> None:
+    """Do once, before the first fork, what every run would do at its start."""
+    warm_up(WARM_RUNS)
+    # Not before the modules above are there: this one brings numba, and compiles or loads the kernels.
+    from numba.core.registry import cpu_target
+
+    from mesh_assets.cdc.warm import warm
+    from mesh_assets.orchestration.location import prepare
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    warm()
+    # A run worker makes them again if the products' files have changed since.
+    prepare()
     gc.collect()
     gc.freeze()

@@ -32,6 +32,7 @@ class ProductSight:
     """One product.
 
     Attributes:
+        origin: the source that it is captured from, or the products that it is derived from.
         row_count: rows in its current tables, as last folded.
         version: the latest version; 0 before the first.
         committed_at: commit time at the source of the newest change in it, ISO 8601.
@@ -42,6 +43,7 @@ class ProductSight:
     version: int = 0
     committed_at: str = ""
     problem: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,8 @@ class _Supervisor:
         self._clusters = self._needed_clusters()
         self._children: dict[str, Child] = {}
         self._fingerprints: dict[str, int] = {}
+        self._states: list[tuple[str, int, int] | None] = []
+        self._locations: list[instance.Location] = []
         self._problems: list[str] = []
         self._sight = Sight()
         self._sight_at = time.monotonic()
@@ -260,12 +262,12 @@ class _Supervisor:
             )
         self._step("storage")
         sockets = {}
+        self._locations = found
+        self._changed_locations()
         for location in found:
             path = str(self._runtime / f"{location.name}.sock")
             sockets[location.name] = path
             self._child(f"code-{location.name}", _serving(location, path))
-            self._fingerprints[location.name] = self._fingerprint(location.attribute)
-        self._locations = found
         workspace = home / "workspace.yaml"
         workspace.write_text(instance.served_workspace(sockets))
         self._await_sockets(sockets)
@@ -435,26 +437,37 @@ class _Supervisor:
         ):
             say("the watch says nothing; it is started again", "yellow")
             watch.signal(signal.SIGKILL)
-        for name, known in self._fingerprints.items():
-            location = next(one for one in self._locations if one.name == name)
-            found = self._fingerprint(location.attribute)
-            if found != known:
-                self._fingerprints[name] = found
-                say(f"the products of {name} have changed; its code location is loaded again", "")
-                self._children[f"code-{name}"].stop(5)
-                self._children[f"code-{name}"].start(self._group)
+        for name in self._changed_locations():
+            say(f"the products of {name} have changed; its code location is loaded again", "")
+            self._children[f"code-{name}"].stop(5)
+            self._children[f"code-{name}"].start(self._group)
 
-    def _fingerprint(self, domain: str) -> int:
-        """Changes with any file of a domain."""
-        folder = self._settings.products.absolute() / domain
-        return hash(
-            tuple(
-                (str(file), status.st_mtime_ns, status.st_size)
-                for file in sorted(folder.rglob("*"))
-                if file.suffix in {".yaml", ".py", ".sql"}
-                for status in [file.stat()]
-            )
-        )
+    def _changed_locations(self) -> list[str]:
+        """Code locations whose definitions are made of files that have changed since the last call."""
+        # Brings Dagster, which is imported while the clusters start.
+        from mesh_assets.orchestration.component import file_states
+
+        states = file_states(self._settings.products.absolute())
+        if states == self._states:
+            return []
+        self._states = states
+        found = {one.name: self._fingerprint(one.attribute) for one in self._locations}
+        changed = [name for name, known in self._fingerprints.items() if found[name] != known]
+        self._fingerprints = found
+        return changed
+
+    def _fingerprint(self, attribute: str) -> int:
+        """Changes with any file that a code location's definitions are made of."""
+        from mesh_assets.orchestration.component import discovered
+        from mesh_assets.orchestration.enterprise import DOMAIN
+
+        discovery = discovered(self._settings.products)
+        # A domain's depend on what its own products are made of, the enterprise's on all products.
+        domains = {attribute, *(discovery.domains if attribute == DOMAIN else ())}
+        for product in discovery.derived(attribute):
+            domains.update(one.product.domain for one in product.definition.inputs)
+        folders = [str(self._settings.products.absolute() / name) + os.sep for name in sorted(domains)]
+        return hash(tuple(one for one in self._states if one and one[0].startswith(tuple(folders))))
 
     def _read_sights(self, timeout_seconds: float) -> bool:
         """Take in what the watch has written; True if there was a new sight."""

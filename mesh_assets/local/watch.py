@@ -12,15 +12,17 @@ import os
 import time
 import urllib.request
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mesh_assets.contract.discovery import discover
+from mesh_assets.contract.discovery import Product, discover
 from mesh_assets.errors import LakeError, MeshError, TableMissing
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.local.sight import ProductSight, Sight, SourceSight
 from mesh_assets.names import CURRENT, Layout, ProductName
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
+from mesh_assets.orchestration.version import local_folder
 from mesh_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _BUSY_SECONDS = 1.0
 _LAKE_SECONDS = 2.0
 _DAGSTER_SECONDS = 5.0
 _IDLE_FACTOR = 4
+# What a derive shift leaves in the product's folder when it could not derive it.
+_REFUSAL_FILE = "refused.json"
 
 _QUERY = """
 query Look($since: Float!) {
@@ -80,6 +84,7 @@ class Watch:
 
     def __init__(self, settings: Settings, web_url: str, descriptor: int) -> None:
         self._settings = settings
+        self._layout = Layout(settings.lake_root)
         self._web_url = web_url
         self._descriptor = descriptor
         self._since = time.time()
@@ -154,8 +159,18 @@ class Watch:
         return sights
 
     def _product(self, name: ProductName) -> ProductSight:
-        layout = Layout(self._settings.lake_root)
-        contract = self._discovery.products[name].contract
+        product = self._discovery.products[name]
+        definition = product.definition
+        origin = f"{name.domain}.{definition.source}"
+        if product.derived:
+            origin = ", ".join(dict.fromkeys(str(one.product) for one in definition.inputs))
+        try:
+            return replace(self._standing(product), origin=origin, problem=self._refusal(product))
+        except LakeError as error:
+            return ProductSight(str(name), problem=error.message, origin=origin)
+
+    def _standing(self, product: Product) -> ProductSight:
+        layout, name = self._layout, product.name
         try:
             log = self._versions.get(name)
             if log is None:
@@ -163,15 +178,26 @@ class Watch:
             else:
                 log.refresh()
             row = log.latest()
-            counts = [self._rows(layout.table(name, CURRENT, table.name)) for table in contract.tables]
-            row_count = sum(one for one in counts if one is not None) if None not in counts else None
+            counts = [
+                self._rows(layout.table(name, CURRENT, table.name)) for table in product.contract.tables
+            ]
         except TableMissing:
             return ProductSight(str(name))
-        except LakeError as error:
-            return ProductSight(str(name), problem=error.message)
+        row_count = sum(one for one in counts if one is not None) if None not in counts else None
         if row is None:
             return ProductSight(str(name), row_count)
         return ProductSight(str(name), row_count, row.version, row.committed_at.isoformat())
+
+    def _refusal(self, product: Product) -> str:
+        """Why a derived product could not be derived; empty if it could."""
+        folder = local_folder(self._layout.product(product.name)) if product.derived else None
+        if folder is None:
+            return ""
+        try:
+            error = str(json.loads((folder / _REFUSAL_FILE).read_text())["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        return f"not derived: {error.splitlines()[0] if error else 'unknown'}"
 
     def _rows(self, uri: str) -> int | None:
         """Rows of a current table as last folded; None before the first fold."""

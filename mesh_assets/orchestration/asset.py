@@ -14,18 +14,21 @@ from mesh_assets.errors import MeshError
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.settings import Settings
 
+COLUMN_LINEAGE = "dagster/column_lineage"
 COLUMN_SCHEMA = "dagster/column_schema"
 ROW_COUNT = "dagster/row_count"
 TABLE_NAME = "dagster/table_name"
 URI = "dagster/uri"
 SOURCE = "mesh/source"
+INPUTS = "mesh/inputs"
+VERSION = "mesh/version"
 
 LOG_COLUMNS: Mapping[str, tuple[str, str]] = {
     "_seq": ("bigint", "Our own dense order within this log, from 0."),
     "_op": ("string", "c created, u updated, d deleted, r read by a snapshot, t truncated."),
-    "_position": ("bigint", "Commit LSN at the source."),
-    "_ordinal": ("bigint", "Order within the transaction, from 0."),
-    "_xid": ("bigint", "Transaction at the source; 0 for a snapshot."),
+    "_position": ("bigint", "Commit LSN at the source; of a derived product the version it belongs to."),
+    "_ordinal": ("bigint", "Order within the transaction or version, from 0."),
+    "_xid": ("bigint", "Transaction at the source; 0 for a snapshot and in a derived product."),
     "_committed_at": ("timestamp", "When the transaction was committed at the source."),
     "_captured_at": ("timestamp", "When the change was captured."),
     "_schema_version": ("int", "Version of the source table's schema."),
@@ -108,7 +111,28 @@ def broken_spec(name: ProductName, error: MeshError) -> dg.AssetSpec:
     )
 
 
+def input_keys(product: Product) -> list[dg.AssetKey]:
+    """The current tables that a derived product is made of, each once; none for a captured one."""
+    return list(
+        dict.fromkeys(asset_key(one.product, CURRENT, one.table) for one in product.definition.inputs)
+    )
+
+
 def _changes(product: Product, table: TableContract, settings: Settings) -> dg.AssetSpec:
+    if product.derived:
+        inputs = ", ".join(sorted({str(one.product) for one in product.definition.inputs}))
+        return _spec(
+            product,
+            table,
+            CHANGES,
+            settings,
+            kinds={"deltalake", "polars"},
+            description=(
+                f"Every change of `{table.name}` that follows from a change of {inputs}, in order, "
+                f"append-only. {_text(product, table)}"
+            ),
+            deps=input_keys(product),
+        )
     return _spec(
         product,
         table,
@@ -135,6 +159,7 @@ def _current(product: Product, table: TableContract, settings: Settings) -> dg.A
             f"Reads through the mesh add what is not folded yet. {_text(product, table)}"
         ),
         deps=[asset_key(product.name, CHANGES, table.name)],
+        metadata={COLUMN_LINEAGE: _folded(product.name, table)},
         freshness_policy=dg.FreshnessPolicy.time_window(fail_window=window, warn_window=window * 0.7)
         if window
         else None,
@@ -160,6 +185,7 @@ def _spec(
     description: str,
     deps: Sequence[dg.AssetKey] = (),
     freshness_policy: dg.FreshnessPolicy | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> dg.AssetSpec:
     contract, name = product.contract, product.name
     classified = [c.classification for c in table.columns if c.classification in _CLASSIFICATIONS]
@@ -171,12 +197,20 @@ def _spec(
             file_path=str(contract.path.absolute()), line_number=table.line, label="contract"
         )
     ]
+    code_version = f"{contract.version}-{contract.hash[:8]}"
+    origin: dict[str, str] = {SOURCE: f"{name.domain}.{product.definition.source}"}
+    if product.derived:
+        code_version += f"-{product.code_hash[:8]}"
+        origin = {INPUTS: ", ".join(str(one.product) for one in product.definition.inputs)}
+        references.append(
+            dg.LocalFileCodeReference(file_path=str(product.definition.transform), label="transform")
+        )
     return dg.AssetSpec(
         key=asset_key(name, kind, table.name),
         group_name=group_name(name),
         kinds=kinds,
         owners=list(contract.owners),
-        code_version=f"{contract.version}-{contract.hash[:8]}",
+        code_version=code_version,
         description=description,
         deps=list(deps),
         freshness_policy=freshness_policy,
@@ -185,11 +219,20 @@ def _spec(
             COLUMN_SCHEMA: column_schema(table.columns, log=kind == CHANGES),
             TABLE_NAME: f"{name}.{table.name}",
             URI: Layout(settings.lake_root).table(name, kind, table.name),
-            SOURCE: f"{name.domain}.{product.definition.source}",
+            **origin,
+            **(metadata or {}),
             "mesh/contract": contract.id,
             "mesh/contract_version": contract.version,
             "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references),
         },
+    )
+
+
+def _folded(name: ProductName, table: TableContract) -> dg.TableColumnLineage:
+    """A current table's columns are those of its change log."""
+    key = asset_key(name, CHANGES, table.name)
+    return dg.TableColumnLineage(
+        {column.name: [dg.TableColumnDep(asset_key=key, column_name=column.name)] for column in table.columns}
     )
 
 

@@ -7,6 +7,7 @@ is shown as such and its neighbours run on.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,42 @@ import dagster as dg
 from dagster.components.core.component_tree import ComponentTree, ComponentTreeException
 from pydantic import BaseModel
 
-from mesh_assets.contract.definition import (
-    CONTRACT_FILE,
-    DEFINITION_FILE,
-    DomainAttributes,
-    ProductAttributes,
-)
-from mesh_assets.contract.definition import load_product as load_definition
+from mesh_assets.contract.definition import DEFINITION_FILE, DomainAttributes, ProductAttributes
 from mesh_assets.contract.discovery import Discovery, Product, discover
-from mesh_assets.contract.loader import load as load_contract
 from mesh_assets.errors import ContractError, MeshError, UnknownName
 from mesh_assets.names import ProductName
 from mesh_assets.orchestration.asset import asset_specs, broken_spec
-from mesh_assets.orchestration.check import loads_check, parity_checks
+from mesh_assets.orchestration.check import loads_check, parity_checks, quality_checks
+from mesh_assets.orchestration.derive import derive_asset, derive_job
+from mesh_assets.orchestration.rule import ListedRule, listed_rules
 from mesh_assets.orchestration.sensor import domain_sensor
 from mesh_assets.orchestration.shift import capture_asset, capture_job
 from mesh_assets.settings import Settings
+
+_FILES = (".yaml", ".yml", ".py", ".sql", ".json")
+
+_found: dict[Path, tuple[object, Discovery]] = {}
+
+
+def file_states(folder: Path) -> list[tuple[str, int, int] | None]:
+    """Differs once any file below a folder that defines products does."""
+    return [_file_state(file) for file in sorted(folder.rglob("*")) if file.suffix in _FILES]
+
+
+def _file_state(file: Path) -> tuple[str, int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        status = file.stat()
+        return str(file), status.st_mtime_ns, status.st_size
+    return None
+
+
+def discovered(products: Path) -> Discovery:
+    """What is below a products folder, read again only if a file has changed."""
+    folder = products.absolute()
+    states = file_states(folder)
+    if folder not in _found or _found[folder][0] != states:
+        _found[folder] = states, discover(folder)
+    return _found[folder][1]
 
 
 def folder_definitions(folder: Path) -> dg.Definitions:
@@ -60,7 +81,7 @@ def folder_definitions(folder: Path) -> dg.Definitions:
 
 @dataclass(frozen=True)
 class DataProduct(dg.Component):
-    """A source-aligned data product: the tables of a contract, captured from a source of its domain."""
+    """A data product: the tables of a contract, captured from a source or derived from other products."""
 
     attributes: ProductAttributes
     folder: Path
@@ -74,7 +95,10 @@ class DataProduct(dg.Component):
     def get_spec(cls) -> dg.ComponentTypeSpec:
         """What tools show about this type."""
         return dg.ComponentTypeSpec(
-            description="A source-aligned data product: the tables of contract.yaml, captured from a source.",
+            description=(
+                "A data product: the tables of contract.yaml, captured from a source of its domain, or "
+                "derived from other products by transform.py."
+            ),
             tags=["data product"],
         )
 
@@ -91,11 +115,7 @@ class DataProduct(dg.Component):
             ContractError: naming file and line, if the contract is wrong.
         """
         name = ProductName(self.folder.parent.name, self.folder.name)
-        product = Product(
-            load_contract(self.folder / CONTRACT_FILE, name=name),
-            load_definition(self.folder / DEFINITION_FILE),
-            self.folder,
-        )
+        product = discovered(self.folder.parent.parent).product(name)
         return dg.Definitions(assets=asset_specs(product, Settings()))
 
 
@@ -132,7 +152,7 @@ class Domain(dg.Component):
         Raises:
             ContractError: naming file and line, if the domain's own definition is wrong.
         """
-        return domain_definitions(discover(self.folder.parent), self.folder.name)
+        return domain_definitions(discovered(self.folder.parent), self.folder.name)
 
 
 def domain_definitions(discovery: Discovery, domain: str) -> dg.Definitions:
@@ -153,29 +173,46 @@ def domain_definitions(discovery: Discovery, domain: str) -> dg.Definitions:
         for folder, error in discovery.broken
         if folder.parent.name == domain
     }
+    rules = _loaded_rules(products, broken)
     specs = _load_each(products, broken)
+    by_source: dict[str | None, list[dg.AssetSpec]] = {}
+    for name, product_specs in specs.items():
+        by_source.setdefault(products[name].definition.source, []).extend(product_specs)
+    derived = by_source.pop(None, [])
     shifts, jobs = [], []
-    for source in sorted({product.definition.source for product in products.values()}):
-        of_source = [
-            spec
-            for name, product_specs in specs.items()
-            if products[name].definition.source == source
-            for spec in product_specs
-        ]
-        if of_source:
-            shifts.append(capture_asset(domain, source, of_source))
-            jobs.append(capture_job(domain, source, of_source))
+    for source, of_source in sorted(by_source.items(), key=lambda item: str(item[0])):
+        shifts.append(capture_asset(domain, str(source), of_source))
+        jobs.append(capture_job(domain, str(source), of_source))
+    if derived:
+        shifts.append(derive_asset(domain, derived))
+        jobs.append(derive_job(domain, derived))
     loaded = [products[name] for name in specs]
     return dg.Definitions(
         assets=[*shifts, *(broken_spec(name, error) for name, error in broken.items())],
         asset_checks=[
             *parity_checks(loaded),
+            *quality_checks(loaded, rules),
             *(loads_check(name, error) for name, error in broken.items()),
         ],
         jobs=jobs,
-        sensors=[domain_sensor(domain, loaded, jobs, broken)],
+        sensors=[domain_sensor(domain, loaded, jobs, broken, discovery)],
         executor=dg.in_process_executor,
     )
+
+
+def _loaded_rules(
+    products: Mapping[ProductName, Product], broken: dict[ProductName, MeshError]
+) -> dict[ProductName, tuple[ListedRule, ...]]:
+    """Quality rules by product; a product with a wrong one goes to ``broken`` instead."""
+    rules: dict[ProductName, tuple[ListedRule, ...]] = {}
+    listed = listed_rules(Settings())
+    for name in products:
+        found = listed.get(name, ())
+        if isinstance(found, ContractError):
+            broken[name] = found
+        else:
+            rules[name] = found
+    return rules
 
 
 def _load_each(
@@ -184,6 +221,8 @@ def _load_each(
     """Specs by product; one that fails to load goes to ``broken`` instead."""
     specs: dict[ProductName, list[dg.AssetSpec]] = {}
     for name, product in products.items():
+        if name in broken:
+            continue
         try:
             specs[name] = list(_product_specs(product))
         except MeshError as error:
@@ -196,7 +235,11 @@ def _load_each(
 
 def _product_specs(product: Product) -> Iterator[dg.AssetSpec]:
     """The product's specs as its component builds them, its YAML's post-processing included."""
-    yield from folder_definitions(product.folder).resolve_all_asset_specs()
+    own = [product.name.domain, product.name.product]
+    for spec in folder_definitions(product.folder).resolve_all_asset_specs():
+        # What it is made of is there as well, as a stub.
+        if list(spec.key.path[:2]) == own:
+            yield spec
 
 
 def _root_cause(error: BaseException) -> BaseException:

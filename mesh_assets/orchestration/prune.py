@@ -92,10 +92,11 @@ def _prune_reports(storage: PostgresEventLogStorage, before: datetime) -> int:
 
 
 def _prune_checks(storage: PostgresEventLogStorage, before: datetime) -> int:
-    """Old run-less check evaluations except for the newest of each check."""
-    newest = db.select(db.func.max(_checks.c.id)).group_by(_checks.c.asset_key, _checks.c.check_name)
+    """Old check evaluations except for the newest of each check and run (all run-less ones count as one)."""
+    newest = db.select(db.func.max(_checks.c.id)).group_by(
+        _checks.c.asset_key, _checks.c.check_name, _checks.c.run_id
+    )
     surplus = db.select(_checks.c.id, _checks.c.evaluation_event_storage_id).where(
-        _checks.c.run_id == "",
         _checks.c.evaluation_event_timestamp < _naive(before),
         _checks.c.id.not_in(newest),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,13 +17,28 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from mesh_assets.errors import TableMissing
-from mesh_assets.names import CHANGES, CURRENT, ProductName
-from mesh_assets.orchestration.asset import COLUMN_SCHEMA, ROW_COUNT, URI, asset_key, captured_schema
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.orchestration.asset import (
+    COLUMN_LINEAGE,
+    COLUMN_SCHEMA,
+    ROW_COUNT,
+    URI,
+    VERSION,
+    asset_key,
+    captured_schema,
+    input_keys,
+)
+from mesh_assets.orchestration.lineage import derived_lineage
+from mesh_assets.orchestration.outcome import Outcomes
+from mesh_assets.orchestration.publisher import Publisher
 
 if TYPE_CHECKING:
     # Loading these loads the Delta Lake library, which a code server has no need of.
+    from mesh_assets.contract.discovery import Product
+    from mesh_assets.derive import DerivePlan
+    from mesh_assets.lake.version import VersionRow
     from mesh_assets.plan import CapturePlan, Target
-    from mesh_assets.report import BatchReport, FoldReport, ShiftResult, VersionReport
+    from mesh_assets.report import BatchReport, CheckReport, FoldReport, ShiftResult, VersionReport
 
 REPORT_SECONDS = 10.0
 QUEUE_LOOK_SECONDS = 2.0
@@ -45,6 +60,55 @@ def lsn_text(lsn: int) -> str:
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:08X}"
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a shift is about.
+
+    Attributes:
+        title: how its log calls it.
+        targets: the tables that it may write.
+        schemas_uri: where the columns of captured tables are recorded; empty for derived ones.
+        inputs: derived product -> the assets that it is made of, and whose they are.
+        plans: of derived products.
+        products: those whose records are published for the shift; a derive shift does that itself.
+    """
+
+    title: str
+    layout: Layout
+    targets: Sequence[Target]
+    schemas_uri: str = ""
+    inputs: Mapping[ProductName, Mapping[dg.AssetKey, ProductName]] = field(default_factory=dict)
+    plans: Mapping[ProductName, DerivePlan] = field(default_factory=dict)
+    products: Sequence[Product] = ()
+
+    @classmethod
+    def captured(cls, plan: CapturePlan) -> Subject:
+        """A source."""
+        source = plan.source
+        return cls(
+            f"{source.domain}.{source.name}",
+            plan.layout,
+            plan.targets,
+            plan.part_uri("schemas"),
+            products=tuple(plan.definitions.values()),
+        )
+
+    @classmethod
+    def derived(cls, domain: str, plans: Sequence[DerivePlan]) -> Subject:
+        """The derived products of a domain."""
+        inputs = {
+            plan.name: {key: ProductName(*key.path[:2]) for key in input_keys(plan.product)} for plan in plans
+        }
+        targets = [target for plan in plans for target in plan.targets]
+        return cls(
+            f"the derived products of {domain}",
+            plans[0].layout,
+            targets,
+            inputs=inputs,
+            plans={plan.name: plan for plan in plans},
+        )
+
+
 @dataclass
 class _Table:
     """What has to be told about one asset."""
@@ -56,7 +120,6 @@ class _Table:
     uri: str
     metadata: Metadata = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
-    data_version: str = ""
     op_count: Counter[str] = field(default_factory=Counter)
     reported_op_count: Counter[str] = field(default_factory=Counter)
     dirty: bool = False
@@ -68,7 +131,7 @@ class RunObserver:
 
     Args:
         context: the run's context; only the run's own thread may call this object.
-        plan: what the shift drains.
+        plan: what the shift drains, or the whole subject.
         interrupted: whether the run was asked to end.
         queued: whether a successor waits in the queue.
         clock: seconds, for tests.
@@ -77,7 +140,7 @@ class RunObserver:
     def __init__(
         self,
         context: dg.AssetExecutionContext,
-        plan: CapturePlan,
+        plan: CapturePlan | Subject,
         interrupted: Callable[[], bool],
         queued: Callable[[], bool],
         clock: Clock = time.monotonic,
@@ -86,8 +149,11 @@ class RunObserver:
         self._interrupted = interrupted
         self._queued = queued
         self._clock = clock
+        self._subject = subject = plan if isinstance(plan, Subject) else Subject.captured(plan)
         self._tables: dict[tuple[ProductName, str, str], _Table] = {}
-        for target in plan.targets:
+        self._versions: dict[ProductName, VersionRow | None] = {}
+        self._lineage: dict[ProductName, Mapping[str, dg.TableColumnLineage]] = {}
+        for target in subject.targets:
             for kind, uri in ((CHANGES, target.changes_uri), (CURRENT, target.current_uri)):
                 self._tables[target.name, kind, target.table] = _Table(
                     target,
@@ -96,9 +162,9 @@ class RunObserver:
                     kind,
                     uri,
                 )
-        self._source = plan.source
-        self._schemas_uri = plan.part_uri("schemas")
         self._code_versions = _code_versions(context)
+        self._outcomes = Outcomes(self._log_check, clock)
+        self._publisher = Publisher(subject.layout, subject.products) if subject.products else None
         self._looked_at = float("-inf")
         self._relieved = False
         self._told_at = clock()
@@ -115,12 +181,14 @@ class RunObserver:
         for table in report.tables:
             seen = self._tables[table.name, CHANGES, table.table]
             seen.op_count = Counter(table.op_count)
-            seen.data_version = str(table.delta_version)
             seen.metadata |= {
                 ROW_COUNT: dg.MetadataValue.int(table.last_seq + 1),
                 "delta/version": dg.MetadataValue.int(table.delta_version),
-                "cdc/position": dg.MetadataValue.text(lsn_text(report.commit_lsn)),
             }
+            if not self._subject.inputs:
+                seen.metadata["cdc/position"] = dg.MetadataValue.text(lsn_text(report.commit_lsn))
+            if table.rejected_count:
+                seen.metadata["mesh/rejected"] = dg.MetadataValue.int(table.rejected_count)
             for kind in (CHANGES, CURRENT):
                 self._see_columns(self._tables[table.name, kind, table.table], table.columns)
             if report.committed_at is not None:
@@ -142,9 +210,12 @@ class RunObserver:
 
     def version(self, report: VersionReport) -> None:
         """A product version is durable: its tables carry it from now on."""
+        self._versions[report.name] = report.row
+        self._publish()
         for (name, _kind, _table), seen in self._tables.items():
             if name == report.name:
-                seen.metadata["mesh/version"] = dg.MetadataValue.int(report.row.version)
+                # A derived product's version says also that its inputs' changes changed nothing in it.
+                seen.dirty = seen.dirty or bool(self._subject.inputs)
 
     def fold(self, report: FoldReport) -> None:
         """A current table was folded."""
@@ -158,6 +229,12 @@ class RunObserver:
         }
         seen.dirty = True
         self._report_due(self._clock())
+
+    def checked(self, report: CheckReport) -> None:
+        """The quality rules of a product were evaluated: tell what is new."""
+        failing = [one.sentence() for one in self._outcomes.tell(report) if not one.passed]
+        if failing:
+            self._context.log.warning(f"{report.name} version {report.version}: {'; '.join(failing)}")
 
     def cancelled(self) -> bool:
         """Whether the run was cancelled."""
@@ -176,14 +253,16 @@ class RunObserver:
     def ended(self, result: ShiftResult) -> None:
         """Sum the shift up in the log."""
         self._tell(self._clock())
+        self._publish(last=True)
         snapshot = f", {result.snapshot_row_count:,} rows of snapshots" if result.snapshot_row_count else ""
         self._context.log.info(
-            f"shift over {self._source.domain}.{self._source.name} ended ({result.reason}) after "
+            f"shift over {self._subject.title} ended ({result.reason}) after "
             f"{result.seconds:.1f} s: {result.row_count:,} changes in {result.transaction_count:,} "
             f"transactions and {result.batch_count:,} batches{snapshot}"
         )
-        for table, reason in result.refused.items():
-            self._context.log.error(f"{table} is parked, its changes are kept: {reason}")
+        for name, reason in result.refused.items():
+            kept = "stands as it is" if self._subject.inputs else "is parked, its changes are kept"
+            self._context.log.error(f"{name} {kept}: {reason}")
 
     def flush(self) -> None:
         """Report whatever has not been reported."""
@@ -200,13 +279,19 @@ class RunObserver:
             if seen.key in selected:
                 self._complete(seen)
                 metadata = self._metadata(seen) | dict(note or {})
-                data_version = self._data_version(seen)
-                version = dg.DataVersion(data_version) if data_version else None
-                yield dg.MaterializeResult(asset_key=seen.key, metadata=metadata, data_version=version)
+                yield dg.MaterializeResult(
+                    asset_key=seen.key, metadata=metadata, tags=self._version_tags(seen)
+                )
             elif seen.dirty:
                 self._log(seen)
 
     # -- inside
+
+    def _publish(self, *, last: bool = False) -> None:
+        """Bring the products' records up to date beside the shift; at its end wait for that."""
+        if self._publisher is not None:
+            for text in self._publisher.finish() if last else self._publisher.write_if_due():
+                self._context.log.warning(text)
 
     def _tell(self, now: float) -> None:
         """One line for all batches since the last one."""
@@ -234,13 +319,19 @@ class RunObserver:
         )
 
     def _version_tags(self, seen: _Table) -> dict[str, str]:
-        """What Dagster judges staleness by; it adds these itself only to results at the end of a run."""
+        """What Dagster judges staleness by: versions of the product and of what it is made of."""
         tags = {}
-        if data_version := self._data_version(seen):
-            tags["dagster/data_version"] = data_version
-            if seen.kind == CURRENT:
-                upstream = seen.log_key.to_user_string()
-                tags[f"dagster/input_data_version/{upstream}"] = data_version
+        name = seen.target.name
+        own = self._data_version(seen)
+        if own:
+            tags["dagster/data_version"] = own
+            row, made_of = self._version(name), self._subject.inputs.get(name, {})
+            inputs = {seen.log_key: own} if seen.kind == CURRENT else {}
+            if row is not None and seen.kind == CHANGES:
+                inputs = {key: str(row.parents.get(str(one), 0)) for key, one in made_of.items()}
+            for key, version in inputs.items():
+                upstream = key.to_user_string()
+                tags[f"dagster/input_data_version/{upstream}"] = version
                 # Which event of it was read is not known here; without the tag it would be a new dependency.
                 tags[f"dagster/input_event_pointer/{upstream}"] = "NULL"
         if code_version := self._code_versions.get(seen.key):
@@ -248,10 +339,21 @@ class RunObserver:
         return tags
 
     def _data_version(self, seen: _Table) -> str:
-        """A current table, read through the mesh, is as new as its change log."""
+        """The product's version; before the first, that of the change log."""
+        if row := self._version(seen.target.name):
+            return str(row.version)
         log = next(one for one in self._tables.values() if one.key == seen.log_key)
         self._complete(log)
-        return log.data_version
+        version = log.metadata.get("delta/version")
+        return f"log-{version.value}" if version is not None else ""
+
+    def _version(self, name: ProductName) -> VersionRow | None:
+        """The newest version of a product, whoever wrote it."""
+        if name not in self._versions:
+            from mesh_assets.status import latest_version
+
+            self._versions[name] = latest_version(self._subject.layout, name)
+        return self._versions[name]
 
     def _complete(self, seen: _Table) -> None:
         """Read from the lake what no batch and no fold of this shift has told."""
@@ -262,8 +364,9 @@ class RunObserver:
         from mesh_assets.lake.log import ChangeLog
         from mesh_assets.lake.table import Table
 
-        if not seen.columns and Table.exists(self._schemas_uri):
-            shape = SchemaLog(self._schemas_uri).latest(seen.target.source_table)
+        schemas_uri = self._subject.schemas_uri
+        if schemas_uri and not seen.columns and Table.exists(schemas_uri):
+            shape = SchemaLog(schemas_uri).latest(seen.target.source_table)
             self._see_columns(seen, shape.types if shape else {})
         try:
             if seen.kind == CHANGES:
@@ -276,8 +379,6 @@ class RunObserver:
                 row_count, version = current.row_count, current.table.version
         except TableMissing:
             return
-        if seen.kind == CHANGES:
-            seen.data_version = str(version)
         seen.metadata[ROW_COUNT] = dg.MetadataValue.int(row_count)
         seen.metadata["delta/version"] = dg.MetadataValue.int(version)
 
@@ -291,6 +392,20 @@ class RunObserver:
         if schema := captured_schema(contract.columns, columns, log=seen.kind == CHANGES):
             seen.metadata[COLUMN_SCHEMA] = dg.MetadataValue.table_schema(schema)
 
+    def _log_check(self, evaluation: dg.AssetCheckEvaluation) -> None:
+        # Dagster takes it, though its signature does not say so.
+        self._context.log_event(evaluation)
+
+    def _column_lineage(self, seen: _Table) -> dg.TableColumnLineage | None:
+        """What a derived table's columns are made of; planned once in a shift."""
+        name = seen.target.name
+        plan = self._subject.plans.get(name)
+        if plan is None or self._version(name) is None:
+            return None
+        if name not in self._lineage:
+            self._lineage[name] = derived_lineage(plan, self._context.log.info)
+        return self._lineage[name].get(seen.target.table)
+
     def _metadata(self, seen: _Table) -> Metadata:
         new = seen.op_count - seen.reported_op_count
         seen.reported_op_count = Counter(seen.op_count)
@@ -298,6 +413,10 @@ class RunObserver:
         counts: Metadata = {_OPS[op]: dg.MetadataValue.int(count) for op, count in new.items() if op in _OPS}
         if counts:
             counts["cdc/changes"] = dg.MetadataValue.int(sum(new.values()))
+        if row := self._version(seen.target.name):
+            seen.metadata[VERSION] = dg.MetadataValue.int(row.version)
+        if seen.kind == CHANGES and (lineage := self._column_lineage(seen)) is not None:
+            seen.metadata[COLUMN_LINEAGE] = dg.MetadataValue.column_lineage(lineage)
         return {URI: dg.MetadataValue.path(seen.uri), **seen.metadata, **counts}
 
 

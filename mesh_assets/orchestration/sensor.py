@@ -1,10 +1,14 @@
-"""The sensor of a domain: starts a capture shift where a source has changes that were not captured.
+"""The sensor of a domain: starts a shift where something is new that was not captured or derived.
 
 A tick asks each source for the counters of its published tables and for its replication slot, which
 confirms only what the ledger holds. The cursor remembers at which WAL position the counters were
 first seen as they are: everything they count was committed before it. So a source is captured once
 its slot has confirmed that position, and an idle source starts no run however much WAL other
 databases write. The cursor is a hint: without it one short shift is started too many.
+
+The derived products of the domain have one shift together. It is started when one of their inputs, of
+whatever domain, has a version that no derive shift has looked at, and already when changes are being
+captured that will make one, so that it is warm when they have landed.
 """
 
 from __future__ import annotations
@@ -17,16 +21,20 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.discovery import Discovery, Product
 from mesh_assets.errors import MeshError
-from mesh_assets.names import CURRENT, ProductName
+from mesh_assets.names import CURRENT, Layout, ProductName
+from mesh_assets.orchestration import derive
 from mesh_assets.orchestration.asset import asset_key, fingerprint, freshness_window
 from mesh_assets.orchestration.check import LOADS, loads_result
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
 from mesh_assets.orchestration.shift import ACTIVE, SHIFT_TAG, job_name, shift_tag
+from mesh_assets.orchestration.subscription import SEEN_TAG, Past, input_products, root_sources
+from mesh_assets.orchestration.subscription import due as derive_due
+from mesh_assets.orchestration.version import newest_versions
 from mesh_assets.settings import Settings
 
-TICK_SECONDS = 5
+TICK_SECONDS = 3
 HEAD_TIMEOUT_SECONDS = 3
 
 _UNCOUNTED_SECONDS = 600.0
@@ -34,6 +42,9 @@ _RETAINED_BYTES = 64 << 20
 _RELIEF_SECONDS = 30.0
 _RELIEF_SHARE = 0.5
 _HEARTBEATS_PER_WINDOW = 3
+_PAST_RUNS = 8
+_REASON_TAG = "mesh/reason"
+_NO_NEWS = "no shift for"
 
 _reader = HeadReader(HEAD_TIMEOUT_SECONDS)
 
@@ -99,8 +110,20 @@ def due(head: Head, seen: Seen, now: float) -> str | None:
         return f"it retains {head.retained_bytes >> 20} MiB of WAL"
     # Counters know nothing of TRUNCATE, and a crash of the server resets them.
     if now - seen.shift_at > _UNCOUNTED_SECONDS:
-        return f"no shift for {_UNCOUNTED_SECONDS / 60:.0f} minutes"
+        return f"{_NO_NEWS} {_UNCOUNTED_SECONDS / 60:.0f} minutes"
     return None
+
+
+def abandoned(source: str, head: Head | MeshError) -> str:
+    """What to say of a source without a product that can be loaded; nothing if no slot of it is left."""
+    if isinstance(head, MeshError):
+        return f"{source}: {head}"
+    if head.confirmed_lsn is None:
+        return ""
+    return (
+        f"{source}: no product of it can be loaded, so no shift captures it: its replication slot keeps "
+        f"{head.retained_bytes >> 20:,} MiB of WAL, and more with every change"
+    )
 
 
 def _relief_after_seconds(shift_seconds: float) -> float:
@@ -113,12 +136,13 @@ def domain_sensor(
     products: Sequence[Product],
     jobs: Sequence[UnresolvedAssetJobDefinition],
     broken: Mapping[ProductName, MeshError],
+    discovery: Discovery,
 ) -> dg.SensorDefinition:
     """The domain's only sensor, running unless switched off in the UI."""
-    tables = _tables_by_source(products)
+    scope = Scope.of(domain, products, discovery)
 
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        return Tick(context, domain, products, tables, broken).result()
+        return Tick(context, scope, broken).result()
 
     return dg.SensorDefinition(
         name=f"{domain}_capture",
@@ -128,8 +152,9 @@ def domain_sensor(
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
-            f"Starts a capture shift for a source of {domain} that has new changes: at most one per source "
-            "at a time, and the next one before a busy shift's time is over. An idle source starts no run."
+            f"Starts a capture shift for a source of {domain} that has new changes, and a derive shift when "
+            "products that its own are made of have new versions: at most one per source and one to derive "
+            "at a time, and the next one before a busy shift's time is over. An idle domain starts no run."
         ),
     )
 
@@ -137,32 +162,90 @@ def domain_sensor(
 def _tables_by_source(products: Sequence[Product]) -> dict[str, tuple[str, ...]]:
     tables: dict[str, list[str]] = {}
     for product in products:
-        tables.setdefault(product.definition.source, []).extend(
-            table.physical_name for table in product.contract.tables
-        )
+        if product.definition.source is not None:
+            tables.setdefault(product.definition.source, []).extend(
+                table.physical_name for table in product.contract.tables
+            )
     return {source: tuple(names) for source, names in tables.items()}
+
+
+def _begun(
+    records: Sequence[dg.RunRecord], statuses: Sequence[dg.DagsterRunStatus], tag: str = SHIFT_TAG
+) -> dict[str, float]:
+    """Value of the tag -> when its oldest run in one of the statuses began (or was made)."""
+    begun: dict[str, float] = {}
+    for record in records:
+        if record.dagster_run.status in statuses:
+            name = record.dagster_run.tags[tag]
+            at = record.start_time or record.create_timestamp.timestamp()
+            begun[name] = min(at, begun.get(name, at))
+    return begun
+
+
+def _past(records: Sequence[dg.RunRecord]) -> Past:
+    """What the derive shifts that have ended, newest first, have left."""
+    seen = next((text for record in records if (text := record.dagster_run.tags.get(SEEN_TAG))), "")
+    last = records[0] if records else None
+    failed = last is not None and last.dagster_run.status == dg.DagsterRunStatus.FAILURE
+    return Past(seen, last.end_time if last is not None and failed else None)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a domain's sensor looks after.
+
+    Attributes:
+        products: captured and derived ones.
+        tables: source -> its tables that are captured.
+        derived: the derived products, each after those that it is made of.
+        inputs: what they are made of, as far as it is not among them.
+        roots: the sources, as ``domain.source``, that all of this is captured from.
+        abandoned: sources of the domain of which no product can be loaded.
+    """
+
+    domain: str
+    products: Sequence[Product]
+    tables: Mapping[str, tuple[str, ...]]
+    derived: Sequence[Product] = ()
+    inputs: Sequence[Product] = ()
+    roots: Sequence[str] = ()
+    abandoned: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, domain: str, products: Sequence[Product], discovery: Discovery) -> Scope:
+        """The scope of a domain with the products that it could load."""
+        loaded = {product.name for product in products}
+        derived = [product for product in discovery.derived(domain) if product.name in loaded]
+        tables = _tables_by_source(products)
+        known = discovery.domains[domain].sources if domain in discovery.domains else {}
+        return cls(
+            domain,
+            products,
+            tables,
+            derived,
+            input_products(derived, discovery),
+            root_sources(derived, discovery),
+            [source for source in known if source not in tables],
+        )
 
 
 class Tick:
     """One evaluation of a domain's sensor."""
 
     def __init__(
-        self,
-        context: dg.SensorEvaluationContext,
-        domain: str,
-        products: Sequence[Product],
-        tables: Mapping[str, tuple[str, ...]],
-        broken: Mapping[ProductName, MeshError],
+        self, context: dg.SensorEvaluationContext, scope: Scope, broken: Mapping[ProductName, MeshError]
     ) -> None:
         self._context = context
-        self._domain = domain
-        self._products = products
-        self._tables = tables
+        self._scope = scope
+        self._domain = scope.domain
+        self._products = scope.products
+        self._tables = scope.tables
         self._broken = broken
         self._settings = Settings()
         self._now = datetime.now(UTC).timestamp()
         self._cursor = Cursor.load(context.cursor)
         self._idle: set[str] = set()
+        self._derived_idle = False
         self._notes: list[str] = []
 
     def result(self) -> dg.SensorResult:
@@ -180,8 +263,9 @@ class Tick:
 
     def _requests(self) -> Iterator[dg.RunRequest]:
         heads = self._heads()
-        active = self._runs(ACTIVE)
-        queued = self._runs([dg.DagsterRunStatus.QUEUED])
+        shifts = self._shifts()
+        active = _begun(shifts, ACTIVE)
+        queued = _begun(shifts, [dg.DagsterRunStatus.QUEUED])
         for source in self._tables:
             name = f"{self._domain}.{source}"
             seen = self._cursor.sources.setdefault(source, Seen())
@@ -216,8 +300,68 @@ class Tick:
                 self._context.log.info(f"shift for {name}: {reason}")
                 yield dg.RunRequest(
                     job_name=job_name(self._domain, source),
-                    tags={**shift_tag(self._domain, source), "mesh/reason": reason},
+                    tags={**shift_tag(self._domain, source), _REASON_TAG: reason},
                 )
+        self._look_at_abandoned()
+        if self._scope.derived:
+            yield from self._derive_requests(shifts)
+
+    def _look_at_abandoned(self) -> None:
+        """Say what WAL is kept for sources that no product captures any more."""
+        for source in self._scope.abandoned:
+            try:
+                config = source_config(self._settings, self._domain, source, ())
+            except MeshError:
+                # It was never given an address: nothing of it is captured.
+                continue
+            head = _reader.answer(config, _reader.read(config))
+            if text := abandoned(source, head):
+                self._notes.append(text)
+                if isinstance(head, Head) and head.retained_bytes > _RETAINED_BYTES:
+                    self._context.log.warning(text)
+
+    def _derive_requests(self, shifts: Sequence[dg.RunRecord]) -> Iterator[dg.RunRequest]:
+        """At most one: the derive shift of the domain."""
+        records = self._context.instance.get_run_records(
+            dg.RunsFilter(tags=derive.derive_tag(self._domain)), limit=_PAST_RUNS
+        )
+        statuses = {record.dagster_run.status for record in records}
+        reason: str | None = None
+        if dg.DagsterRunStatus.QUEUED in statuses:
+            self._notes.append("a derive shift is queued")
+        elif statuses & set(ACTIVE):
+            (begun,) = _begun(records, ACTIVE, derive.DERIVE_TAG).values()
+            if self._now - begun < _relief_after_seconds(self._settings.shift_seconds):
+                self._notes.append("a derive shift runs")
+            else:
+                reason = "the running shift's time is nearly over"
+        else:
+            layout = Layout(self._settings.lake_root)
+            heads = newest_versions(layout, self._scope.inputs, self._context.instance)
+            wanted, why = derive_due(
+                self._scope.derived, heads, _past(records), self._capturing(shifts), self._now
+            )
+            if wanted:
+                reason = why
+            else:
+                self._derived_idle = why == "nothing new"
+                self._notes.append(f"derived products: {why}")
+        if reason is not None:
+            self._context.log.info(f"derive shift for {self._domain}: {reason}")
+            yield dg.RunRequest(
+                job_name=derive.job_name(self._domain),
+                tags={**derive.derive_tag(self._domain), _REASON_TAG: reason},
+            )
+
+    def _capturing(self, shifts: Sequence[dg.RunRecord]) -> list[str]:
+        """Sources of the derived products from which changes are being captured."""
+        found = set()
+        for record in shifts:
+            tags = record.dagster_run.tags
+            news = not tags.get(_REASON_TAG, _NO_NEWS).startswith(_NO_NEWS)
+            if news and tags[SHIFT_TAG] in self._scope.roots:
+                found.add(tags[SHIFT_TAG])
+        return sorted(found)
 
     def _heads(self) -> dict[str, Head | MeshError]:
         """The heads of all sources, asked at the same time."""
@@ -234,19 +378,13 @@ class Tick:
             heads[source] = _reader.answer(config, future)
         return heads
 
-    def _runs(self, statuses: Sequence[dg.DagsterRunStatus]) -> dict[str, float]:
-        """Source -> when its oldest run in one of the statuses began (or was made)."""
-        records = self._context.instance.get_run_records(
-            dg.RunsFilter(
-                tags={SHIFT_TAG: [f"{self._domain}.{name}" for name in self._tables]}, statuses=list(statuses)
-            )
+    def _shifts(self) -> Sequence[dg.RunRecord]:
+        """Capture shifts, running or queued, of the domain's sources and of what its products are made of."""
+        names = {*(f"{self._domain}.{name}" for name in self._tables), *self._scope.roots}
+        statuses = [*ACTIVE, dg.DagsterRunStatus.QUEUED]
+        return self._context.instance.get_run_records(
+            dg.RunsFilter(tags={SHIFT_TAG: sorted(names)}, statuses=statuses)
         )
-        begun: dict[str, float] = {}
-        for record in records:
-            name = record.dagster_run.tags[SHIFT_TAG]
-            at = record.start_time or record.create_timestamp.timestamp()
-            begun[name] = min(at, begun.get(name, at))
-        return begun
 
     def _broken_events(self) -> Iterator[dg.AssetCheckEvaluation]:
         """Report products that could not be loaded, once per mistake."""
@@ -268,7 +406,9 @@ class Tick:
         """Say of idle products that they are fresh: Dagster judges the age of the last report."""
         for product in self._products:
             window = freshness_window(product)
-            if window is None or product.definition.source not in self._idle:
+            source = product.definition.source
+            idle = self._derived_idle if source is None else source in self._idle
+            if window is None or not idle:
                 continue
             interval = window.total_seconds() / _HEARTBEATS_PER_WINDOW
             for table in product.contract.tables:
@@ -283,7 +423,7 @@ class Tick:
                     continue
                 yield dg.AssetMaterialization(
                     asset_key=key,
-                    description="Nothing new at the source: fresh as it is.",
+                    description="Nothing new to take in: fresh as it is.",
                     metadata=last.metadata,
                     tags=last.tags,
                 )

@@ -100,6 +100,16 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def acknowledge_cancel(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Say of a run that it was asked to end, if Dagster does not know.
+
+    A mesh that stops asks its workers, not Dagster, which would call it a failure.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status != dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceling(run, message="its worker was asked to end")
+
+
 def _drain(
     context: dg.AssetExecutionContext, domain: str, source: str
 ) -> Iterator[dg.MaterializeResult[None]]:
@@ -112,7 +122,7 @@ def _drain(
 
     settings = Settings()
     plan = capture_plan(settings, discover(settings.products), domain, source)
-    instance, run_id = context.instance, context.run_id
+    instance, run_id = context.instance, context.run.run_id
     deadline = time.monotonic() + _WAIT_SECONDS
 
     def queued() -> bool:
@@ -153,9 +163,6 @@ def _drain(
         if cancelled():
             observer.flush()
             context.log.info("cancelled: the shift ended between two batches; nothing is lost")
-            run = instance.get_run_by_id(run_id)
-            if run is not None and run.status != dg.DagsterRunStatus.CANCELING:
-                # A mesh that stops asks its workers, not Dagster, which would call it a failure.
-                instance.report_run_canceling(run, message="its worker was asked to end")
+            acknowledge_cancel(instance, run_id)
             raise dg.DagsterExecutionInterruptedError
         yield from observer.results(note)

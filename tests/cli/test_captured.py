@@ -43,7 +43,7 @@ def test_status_without_a_running_mesh(answer: Answer, mesh: Run) -> None:
     assert sales["wal_retained_bytes"] >= 0
     assert sales["parked"] == sales["gaps"] == []
     products = {one["name"]: one for one in found["products"]}
-    assert len(products) == 7
+    assert len(products) == 10
     orders = products["sales.orders"]
     assert orders["version"] >= 2
     assert datetime.fromisoformat(orders["newest_change_at"]).tzinfo is not None

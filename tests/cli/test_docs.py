@@ -17,6 +17,10 @@ from typer.main import get_command
 from typer.testing import Result
 
 from mesh_assets.cli.app import app
+from mesh_assets.derive.shift import DeriveShift
+from mesh_assets.product import Mesh
+from mesh_assets.report import Budget
+from mesh_assets.settings import Settings
 from tests.cli.conftest import Organisation
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -25,6 +29,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`((?:mesh|make) [^`]*)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 RUNNABLE = ("sql", "changes", "show", "products", "status", "version")
+MADE_BY_DOCS = ("sales.returns", "sales.large_orders")
 # Taken by make or held by what belongs to other parts of the project.
 NOT_MADE_BY_DOCS = {"docs/images/dagster-graph.png"}
 
@@ -74,11 +79,10 @@ def test_every_target_and_link_exists(page: Path) -> None:
 def test_commands_of_the_pages_run(home: Path, mesh: Callable[..., Result], tmp_path: Path) -> None:
     seen: set[tuple[str, ...]] = set()
     for page in PAGES:
-        if page.name == "README.md":
-            block_words = [words for words in typed(page, "mesh") if "sales.returns" not in " ".join(words)]
-        else:
-            block_words = list(typed(page, "mesh"))
-        for words in block_words:
+        for words in typed(page, "mesh"):
+            # Those of the examples run with them.
+            if any(name in " ".join(words) for name in MADE_BY_DOCS):
+                continue
             # Moments and positions of the examples lie outside of what a test captures.
             if words[0] not in RUNNABLE or len(words) == 1 or "--as-of" in words or tuple(words) in seen:
                 continue
@@ -135,3 +139,62 @@ def test_the_example_of_a_new_product(captured: Organisation, tmp_path: Path) ->
         assert "equal" in answer
     finally:
         captured.execute("sales", "drop table shop.returns")
+
+
+def test_the_example_of_a_derived_product(captured: Organisation, tmp_path: Path) -> None:
+    """Derive, evolve and deprecate, each block as it stands, with the shifts that the mesh would run."""
+    folder = tmp_path / "project"
+    shutil.copytree(PROJECT / "products", folder / "products", ignore=shutil.ignore_patterns("__pycache__"))
+    settings = Settings(home=captured.settings.home, products=folder / "products")
+    programs = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "MESH_HOME": str(settings.home),
+        "MESH_PRODUCTS": str(settings.products),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+    }
+
+    def shell(script: str) -> str:
+        done = subprocess.run(
+            ["/bin/sh", "-e", "-c", script],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, script + done.stdout + done.stderr
+        return done.stdout
+
+    def derive() -> None:
+        plans = [plan for plan in Mesh(settings).derive_plans("sales") if "large" in plan.name.product]
+        result = DeriveShift(plans, budget=Budget(idle_seconds=0.4)).run()
+        assert result.refused == {}
+
+    def count(answer: str) -> int:
+        return int(re.findall(r"[0-9,]+", answer)[-1].replace(",", ""))
+
+    page = PROJECT / "docs" / "domain-team.md"
+    made, ask, more, renamed, ask_both, deprecated, removed = (
+        part for part in blocks(page, "sh") if "large_orders" in part
+    )
+    assert "no mistake" in shell(made)
+    derive()
+    large = count(shell(ask))
+    assert large > 100
+    assert "no mistake" in shell(more)
+    derive()
+    assert Mesh(settings).open("sales.large_orders").polars()["currency"].null_count() == 0
+    told = shell(renamed)
+    assert "no mistake" in told
+    assert "breaks what 1.1.0 promised: large_orders: column 'amount' was removed" in told
+    derive()
+    shell(ask_both)
+    mesh = Mesh(settings)
+    kept = mesh.open("sales.large_orders_v1.large_orders").polars()
+    assert kept.columns == ["order_id", "customer_id", "amount", "currency"]
+    assert kept.height == large
+    assert mesh.open("sales.large_orders").polars()["ordered"].null_count() == 0
+    assert "no mistake" in shell(deprecated)
+    assert "no mistake" in shell(removed)

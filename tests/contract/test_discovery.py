@@ -11,55 +11,7 @@ import pytest
 from mesh_assets.contract import Discovery, discover
 from mesh_assets.errors import ContractError, UnknownName
 from mesh_assets.names import ProductName
-
-CONTRACT = """\
-apiVersion: v3.1.0
-kind: DataContract
-id: {domain}.{product}
-name: {product}
-version: 1.0.0
-status: active
-domain: {domain}
-team: {{name: {domain}-engineering}}
-schema:
-  - name: {product}
-    physicalName: {table}
-    properties:
-      - name: id
-        logicalType: integer
-        physicalType: bigint
-        primaryKey: true
-"""
-
-
-class Folder:
-    """A products folder under construction."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        root.mkdir()
-
-    def domain(self, name: str, *sources: str) -> None:
-        (self.root / name).mkdir()
-        listed = "".join(f"    {source}: {{kind: postgres}}\n" for source in sources or ("app",))
-        (self.root / name / "defs.yaml").write_text(
-            "type: mesh_assets.orchestration.Domain\nattributes:\n  description: A domain.\n"
-            f"  owner: team:{name}\n  sources:\n{listed}"
-        )
-
-    def product(self, domain: str, name: str, *, table: str | None = None, source: str = "app") -> Path:
-        folder = self.root / domain / name
-        folder.mkdir()
-        (folder / "contract.yaml").write_text(
-            CONTRACT.format(domain=domain, product=name, table=table or f"shop.{name}")
-        )
-        (folder / "defs.yaml").write_text(
-            f"type: mesh_assets.orchestration.DataProduct\nattributes:\n  source: {source}\n"
-        )
-        return folder
-
-    def discover(self) -> Discovery:
-        return discover(self.root)
+from tests.contract.folder import Folder
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ KILLED = -signal.SIGKILL
 
 @dataclass(frozen=True)
 class Order:
-    """What the process shall do: capture a source into a lake, and where to die."""
+    """What the process shall do: capture a source into a lake, under rules or not, and where to die."""
 
     url: str
     lake: str
     failpoint: str = ""
+    gated: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def main() -> int:
     order = Order(**json.loads(line))
     failpoint.arm(order.failpoint)
     try:
-        result = Shift(plan_for(order.url, order.lake), budget=_EAGER, observer=Printing()).run()
+        result = Shift(
+            plan_for(order.url, order.lake, gated=order.gated), budget=_EAGER, observer=Printing()
+        ).run()
     except MeshError as error:
         traceback.print_exc()
         ending = Ending(error=type(error).__name__, message=str(error))

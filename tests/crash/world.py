@@ -9,24 +9,28 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import psycopg
 
 from mesh_assets.cdc.decode import Decoder
 from mesh_assets.cdc.source import Source, SourceConfig
+from mesh_assets.contract.discovery import discover
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import Layout, ProductName
 from mesh_assets.parity import ParityResult, parity
 from mesh_assets.plan import CapturePlan, Target
+from mesh_assets.replay import Desk
 from tests.crash import workload
 from tests.crash.pool import KILLED, Order, Pool
 
 WITNESS = "witness"
+_PRODUCTS = Path(__file__).parent / "products"
 PRODUCT = ProductName("shop", "everything")
 
 
-def plan_for(url: str, lake: Path | str) -> CapturePlan:
-    """One product over all tables of the test application."""
+def plan_for(url: str, lake: Path | str, *, gated: bool = False) -> CapturePlan:
+    """One product over all tables of the test application; ``gated``: some changes fail its rules."""
     layout = Layout(str(lake))
     targets = tuple(
         Target(
@@ -53,6 +57,7 @@ def plan_for(url: str, lake: Path | str) -> CapturePlan:
         targets,
         {PRODUCT: "0" * 64},
         {},
+        discover(_PRODUCTS).products if gated else {},
     )
 
 
@@ -85,8 +90,9 @@ class Verdict:
 class World:
     """One test's world. The witness is a second slot that nobody but the test reads."""
 
-    def __init__(self, url: str, lake: Path, seed: int) -> None:
+    def __init__(self, url: str, lake: Path, seed: int, *, gated: bool = False) -> None:
         self.url = url
+        self.gated = gated
         self.plan = plan_for(url, lake)
         self.lake = lake
         self.kills = 0
@@ -106,7 +112,16 @@ class World:
 
     def order(self, failpoint: str = "") -> Order:
         """What a shift process shall do in this world."""
-        return Order(self.url, str(self.lake), failpoint)
+        return Order(self.url, str(self.lake), failpoint, self.gated)
+
+    def ask_replay(self) -> None:
+        """Ask the next shift to judge again what is in quarantine."""
+        Desk(self.plan.layout, PRODUCT).ask()
+
+    def rejected_count(self) -> int:
+        """Changes in the logs that did not reach current when they came."""
+        logs = [ChangeLog.open(target.changes_uri) for target in self.plan.targets]
+        return sum(log.scan(columns=["_rejected_by"]).collect()["_rejected_by"].count() for log in logs)
 
     def shift(self, pool: Pool, failpoint: str = "", *, timeout_seconds: float = 120) -> int:
         """Run one shift as a process; returns its exit code, :data:`KILLED` where it died at its failpoint.
@@ -163,9 +178,18 @@ class World:
         for source_table, expected in self.expected().items():
             target = next(one for one in self.plan.targets if one.source_table == source_table)
             log = ChangeLog.open(target.changes_uri)
-            rows = log.scan(columns=["_seq", "_position", "_ordinal", "_op"]).collect().sort("_seq")
+            names = ["_seq", "_position", "_ordinal", "_op", "_rejected_by"]
+            rows = log.scan(columns=names).collect().sort("_seq")
             if rows["_seq"].to_list() != list(range(rows.height)):
                 verdict.problems.append(f"{source_table}: _seq is not dense")
+            # What was released from quarantine stands in the log once more.
+            place = ["_position", "_ordinal", "_op"]
+            first = rows.filter(pl.col("_rejected_by").is_not_null()).unique(place, keep="first")
+            again = rows.join(first.select(*place, _first="_seq"), on=place)
+            again = again.filter((pl.col("_seq") > pl.col("_first")) & (pl.col("_op") != "r"))
+            if again.height != again.unique(place).height:
+                verdict.problems.append(f"{source_table}: a change was released twice")
+            rows = rows.join(again, on="_seq", how="anti")
             held = Counter(
                 row for row in rows.select("_position", "_ordinal", "_op").iter_rows() if row[2] != "r"
             )

@@ -18,7 +18,7 @@ import pytest
 
 from mesh_assets.cdc.gap import GapLog
 from mesh_assets.cdc.schema import SchemaLog, SchemaVersion
-from mesh_assets.cdc.source import Source
+from mesh_assets.cdc.source import Source, SourceConfig
 from mesh_assets.errors import (
     ContractError,
     CredentialsRejected,
@@ -137,18 +137,16 @@ def test_a_server_that_writes_no_logical_wal_says_which_setting(tmp_path: Path) 
 # -- what a shift left at the source ------------------------------------------------------------
 
 
-def test_a_publication_that_was_dropped_is_named_and_healed_by_a_new_slot(world: World) -> None:
+def test_a_publication_that_was_dropped_is_made_again_and_its_absence_is_a_gap(world: World) -> None:
     drain(world.plan)
     world.application.transact(10)
     execute(world.url, f"drop publication {world.plan.source.publication}")
     world.application.transact(10)
-    with pytest.raises(PublicationLost, match="mesh_shop_app") as error:
-        drain(world.plan)
-    assert "drop the slot" in str(error.value)
-    with Source(world.plan.source) as source:
-        source.drop_slot()
     drain(world.plan)
+    assert_equal(world.plan)
     assert GapLog(world.plan.part_uri("gaps")).latest_lsn() > 0
+    reasons = Table.open(world.plan.part_uri("gaps")).read()["reason"].to_pylist()
+    assert reasons == ["the publication was dropped: what changed meanwhile was not sent"]
     world.application.transact(10)
     drain(world.plan)
     assert_equal(world.plan)
@@ -168,12 +166,15 @@ def test_a_publication_that_is_dropped_under_a_running_shift(world: World) -> No
                 execute(world.url, f"drop publication {world.plan.source.publication}")
                 world.application.transact(10)
 
-    with pytest.raises(PublicationLost):
+    with pytest.raises(PublicationLost, match="mesh_shop_app") as error:
         drain(world.plan, Dropping(), replace(QUICK, idle_seconds=20))
-    with Source(world.plan.source) as source:
-        source.drop_slot()
+    assert "the next shift makes both again" in str(error.value)
+    # Made again by somebody else meanwhile: the time without it is a gap all the same.
+    tables = ", ".join(world.plan.source.tables)
+    execute(world.url, f"create publication {world.plan.source.publication} for table {tables}")
     drain(world.plan)
     assert_equal(world.plan)
+    assert GapLog(world.plan.part_uri("gaps")).count == 1
 
 
 def test_a_slot_that_somebody_else_advanced_is_a_gap(world: World) -> None:
@@ -436,6 +437,24 @@ def test_a_domain_without_any_right_contract_says_so(shop: Shop) -> None:
         _ = shop.plan
     assert "customers/contract.yaml:2" in str(error.value)
     assert "orders/contract.yaml:2" in str(error.value)
+    assert ("sales", "app") not in shop.mesh.captured_sources()
+
+
+def test_a_source_without_any_right_contract_keeps_its_slot_and_says_so(shop: Shop) -> None:
+    drain(shop.plan, budget=LARGE)
+    for product in ("customers", "orders"):
+        shop.edit(product, "kind: DataContract", "kind: Contract")
+    shop.step(20)
+    assert ("sales", "app") in shop.mesh.captured_sources()
+    status = shop.mesh.source_status("sales", "app")
+    assert status.state == "no product"
+    assert status.head is not None
+    assert status.head.retained_bytes > 0
+    assert "no shift captures it" in str(status.problem)
+    assert "MiB of WAL" in str(status.problem)
+    with Source(SourceConfig("sales", "app", shop.url, (), "mesh_sales_app", "mesh_sales_app")) as source:
+        source.drop_slot()
+    assert shop.mesh.source_status("sales", "app").problem is None
 
 
 # -- the disk -----------------------------------------------------------------------------------

@@ -170,13 +170,16 @@ class Running:
         ]
         return {"/".join(node["assetKey"]["path"]): len(node["assetMaterializations"]) for node in nodes}
 
-    def runs(self, source: str, *statuses: str) -> list[dict[str, Any]]:
-        """Shifts of a source, newest first; without statuses all of them."""
+    def runs(self, value: str, *statuses: str, tag: str = "mesh/shift") -> list[dict[str, Any]]:
+        """Shifts of a source, newest first; without statuses all of them.
+
+        ``tag="mesh/derive"`` asks for the derive shifts of a domain instead.
+        """
         answer = self.ask(
             "query q($filter: RunsFilter!) {runsOrError(filter: $filter) {... on Runs {results "
             "{runId status creationTime startTime endTime}}}}",
             filter={
-                "tags": [{"key": "mesh/shift", "value": source}],
+                "tags": [{"key": tag, "value": value}],
                 **({"statuses": statuses} if statuses else {}),
             },
         )
@@ -188,8 +191,13 @@ class Running:
         answer = self.ask("query q($id: ID!) {runOrError(runId: $id) {... on Run {status}}}", id=run_id)
         return str(answer["runOrError"]["status"])
 
-    def launch(self, location: str, key: str) -> str | None:
-        """Press Materialize on one asset; the run's id, or None if its location is not there."""
+    def launch(self, location: str, key: str, *checks: str) -> str | None:
+        """Press Materialize on one asset, or Execute on checks of it.
+
+        Returns:
+            The run's id, or None if its location is not there.
+        """
+        asset = {"path": key.split("/")}
         answer = self.ask(
             "mutation m($p: ExecutionParams!) {launchPipelineExecution(executionParams: $p) "
             "{__typename ... on LaunchRunSuccess {run {runId}}}}",
@@ -198,14 +206,44 @@ class Running:
                     "repositoryLocationName": location,
                     "repositoryName": "__repository__",
                     "pipelineName": "__ASSET_JOB",
-                    "assetSelection": [{"path": key.split("/")}],
-                    "assetCheckSelection": [],
+                    "assetSelection": [] if checks else [asset],
+                    "assetCheckSelection": [{"assetKey": asset, "name": name} for name in checks],
                 },
                 "runConfigData": "{}",
                 "mode": "default",
             },
         )["launchPipelineExecution"]
         return str(answer["run"]["runId"]) if "run" in answer else None
+
+    def checked(self, key: str) -> dict[str, list[dict[str, Any]]]:
+        """The history of every check of an asset, newest first, by name."""
+        nodes = self.ask(
+            "query q($keys: [AssetKeyInput!]) {assetNodes(assetKeys: $keys) {assetChecksOrError {"
+            "... on AssetChecks {checks {name executionForLatestMaterialization {status runId}}}}}}",
+            keys=[{"path": key.split("/")}],
+        )["assetNodes"]
+        found = {}
+        for check in nodes[0]["assetChecksOrError"].get("checks", []):
+            found[check["name"]] = self.ask(
+                "query q($key: AssetKeyInput!, $name: String!) {assetCheckExecutions(assetKey: $key, "
+                "checkName: $name, limit: 20) {status runId evaluation {success metadataEntries {label "
+                "... on IntMetadataEntry {intValue} ... on FloatMetadataEntry {floatValue}}}}}",
+                key={"path": key.split("/")},
+                name=check["name"],
+            )["assetCheckExecutions"]
+        return found
+
+    def metadata(self, key: str) -> dict[str, dict[str, Any]]:
+        """The metadata of an asset's newest materialisation, by label."""
+        nodes = self.ask(
+            "query q($keys: [AssetKeyInput!]) {assetNodes(assetKeys: $keys) "
+            "{assetMaterializations(limit: 1) {metadataEntries {label ... on IntMetadataEntry {intValue} "
+            "... on TableColumnLineageMetadataEntry "
+            "{lineage {columnName columnDeps {assetKey {path} columnName}}}}}}}",
+            keys=[{"path": key.split("/")}],
+        )["assetNodes"]
+        newest = nodes[0]["assetMaterializations"]
+        return {entry["label"]: entry for entry in newest[0]["metadataEntries"]} if newest else {}
 
     def cancel(self, run_id: str) -> str:
         """Cancel a run as the UI does; the kind of answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +13,12 @@ import pytest
 import yaml
 
 from mesh_assets import code_locations
+from mesh_assets.catalog.shape import SHAPES
+from mesh_assets.contract.discovery import discover
 from mesh_assets.errors import ContractError
 from mesh_assets.names import ProductName
+from mesh_assets.orchestration.rule import check_name
+from mesh_assets.quality.ruleset import load as load_rules
 from tests.orchestration.conftest import PROJECT
 
 # pytest puts its own filters in place of the program's: what Dagster warns of itself is ignored again.
@@ -22,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::dagster.BetaWarning"),
 ]
 
+STUB = "dagster/auto_created_stub_asset"
 LOCATIONS = ["sales", "distribution", "finance", "enterprise"]
 
 
@@ -33,7 +39,12 @@ def load(name: str) -> dg.Definitions:
 
 
 def keys(definitions: dg.Definitions) -> list[str]:
-    return sorted(spec.key.to_user_string() for spec in definitions.resolve_all_asset_specs())
+    """What a location defines; what it depends on is there as well, as a stub."""
+    return sorted(
+        spec.key.to_user_string()
+        for spec in definitions.resolve_all_asset_specs()
+        if STUB not in spec.metadata
+    )
 
 
 def test_workspace_names_every_location() -> None:
@@ -68,6 +79,102 @@ def test_specs_carry_the_contract() -> None:
     assert "_seq" in {column.name for column in changes.columns}
 
 
+def test_derived_products_depend_on_current_tables_of_other_domains() -> None:
+    specs = {spec.key.to_user_string(): spec for spec in load("sales").resolve_all_asset_specs()}
+    derived = specs["sales/customer_360/changes/customer_360"]
+    assert {dep.asset_key.to_user_string() for dep in derived.deps} == {
+        "distribution/shipments/current/shipments",
+        "finance/transactions/current/transactions",
+        "sales/customers/current/customers",
+        "sales/orders/current/order_lines",
+        "sales/orders/current/orders",
+    }
+    current = specs["sales/customer_360/current/customer_360"]
+    assert [dep.asset_key for dep in current.deps] == [derived.key]
+    assert current.freshness_policy is not None
+    assert derived.kinds == {"deltalake", "polars"}
+    references = derived.metadata["dagster/code_references"].code_references
+    files = {reference.label: Path(reference.file_path).name for reference in references}
+    assert files["contract"] == "contract.yaml"
+    assert files["transform"] == "transform.py"
+    lineage = current.metadata["dagster/column_lineage"].deps_by_column
+    assert [(dep.asset_key, dep.column_name) for dep in lineage["total"]] == [(derived.key, "total")]
+
+
+def test_another_transform_is_other_code(products: Path) -> None:
+    key = dg.AssetKey(["sales", "customer_360", "changes", "customer_360"])
+
+    def code_versions() -> list[str | None]:
+        specs = load("sales").resolve_all_asset_specs()
+        return [spec.code_version for spec in specs if spec.key == key]
+
+    before = code_versions()
+    transform = products / "sales" / "customer_360" / "transform.py"
+    transform.write_text(transform.read_text() + "\n# another\n")
+    assert code_versions() != before
+
+
+def test_every_quality_rule_is_a_check() -> None:
+    found = discover(PROJECT / "products")
+    graph = load("sales").get_repository_def().asset_graph
+    specs = {key: graph.get_check_spec(key) for key in graph.asset_check_keys}
+    rules = [
+        (product, rule)
+        for name, product in found.products.items()
+        if name.domain == "sales"
+        for rule in load_rules(product).rules
+    ]
+    assert rules
+    for product, rule in rules:
+        asset = dg.AssetKey([*product.name.asset_key("current", rule.table)])
+        spec = specs[dg.AssetCheckKey(asset, check_name(rule.id))]
+        assert spec.metadata["quality/rule"] == rule.id
+        assert spec.blocking == (rule.blocking and rule.scope == "table")
+    assert len({(key.asset_key, key.name) for key in specs}) == len(specs)
+
+
+def test_a_wrong_rule_leaves_the_other_products(products: Path) -> None:
+    suite = products / "sales" / "customers" / "expectations" / "customers.json"
+    suite.parent.mkdir(exist_ok=True)
+    wrong = {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "nonsense"}}
+    suite.write_text(json.dumps({"name": "customers", "expectations": [wrong]}))
+    definitions = load("sales")
+    specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    assert "nonsense" in (specs["sales/customers"].description or "")
+    assert "sales/orders/current/orders" in specs
+
+
+def test_the_enterprise_folds_all_products() -> None:
+    definitions = load("enterprise")
+    repository = definitions.get_repository_def()
+    parts = {key for key in keys(definitions) if key.startswith("enterprise/catalog/")}
+    assert parts == {f"enterprise/catalog/{part}" for part in SHAPES}
+    specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    current = {
+        "/".join(name.asset_key("current", table.name))
+        for name, product in discover(PROJECT / "products").products.items()
+        for table in product.contract.tables
+    }
+    deps = {dep.asset_key.to_user_string() for dep in specs["enterprise/catalog/datasets"].deps}
+    assert deps == current
+    assert repository.get_sensor_def("enterprise_published").default_status == dg.DefaultSensorStatus.RUNNING
+    names = {key.name for key in repository.asset_graph.asset_check_keys}
+    assert names == {"orphans", "unowned", "stale", "failing", "explained"}
+    # Reading a day's commits is not for every fold.
+    fold = definitions.resolve_job_def("enterprise_catalog").asset_layer.asset_graph
+    assert {key.name for key in fold.asset_check_keys} == names - {"explained"}
+
+
+def test_run_slots_are_enough_for_all_shifts() -> None:
+    config = yaml.safe_load((PROJECT / "dagster.yaml").read_text())["run_coordinator"]["config"]
+    found = discover(PROJECT / "products")
+    shifts = len(found.sources()) + len({product.name.domain for product in found.derived()})
+    assert config["max_concurrent_runs"] >= shifts + 2
+    limits = {limit["key"]: limit for limit in config["tag_concurrency_limits"]}
+    assert set(limits) == {"mesh/shift", "mesh/derive", "mesh/catalog"}
+    assert all(limit["value"] == {"applyLimitPerUniqueValue": True} for limit in limits.values())
+
+
 def test_one_multi_asset_drains_a_source() -> None:
     definitions = load("sales")
     repository = definitions.get_repository_def()
@@ -76,8 +183,9 @@ def test_one_multi_asset_drains_a_source() -> None:
         for definition in repository.assets_defs_by_key.values()
         if definition.is_executable
     }
-    assert nodes == {"drain_sales_app"}
+    assert nodes == {"drain_sales_app", "derive_sales"}
     assert definitions.resolve_job_def("sales_app_shift").run_tags == {"mesh/shift": "sales.app"}
+    assert definitions.resolve_job_def("sales_derive").run_tags == {"mesh/derive": "sales"}
     sensor = repository.get_sensor_def("sales_capture")
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 

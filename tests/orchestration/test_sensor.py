@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mesh_assets.errors import SourceUnreachable
 from mesh_assets.orchestration.head import Head
-from mesh_assets.orchestration.sensor import Cursor, Seen, due
+from mesh_assets.orchestration.sensor import Cursor, Seen, abandoned, due
 
 NOW = 1_000_000.0
 
@@ -46,6 +47,14 @@ def test_a_lost_slot_and_much_wal_and_a_long_silence_need_one() -> None:
 def test_without_a_memory_one_short_shift_is_started() -> None:
     assert due(head(), Seen(shift_at=NOW), NOW) is None
     assert due(head(wal=1001), Seen(shift_at=NOW), NOW) == "it has new changes"
+
+
+def test_a_source_without_products_is_named_while_a_slot_of_it_is_left() -> None:
+    assert abandoned("app", head(confirmed=None, status="")) == ""
+    text = abandoned("app", head(retained=300 << 20))
+    assert "no shift captures it" in text
+    assert "300 MiB of WAL" in text
+    assert "did not answer" in abandoned("app", SourceUnreachable("it did not answer"))
 
 
 def test_a_cursor_survives_and_a_strange_one_is_forgotten() -> None:

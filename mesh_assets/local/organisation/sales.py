@@ -61,6 +61,7 @@ class Sales(Application):
             (5, self.correct_late),
             (4, self.cancel_order),
             (1.5, self.postpone),
+            (0.8, self.mistype_credit_limit),
             (1, self.purge),
             (0.5, self.forget_customer),
         )
@@ -122,6 +123,22 @@ class Sales(Application):
                     number,
                 )
         self._sum(order_id)
+
+    def mistype_credit_limit(self) -> None:
+        """A clerk types a minus before a credit limit; whoever did so earlier is put right meanwhile.
+
+        The database takes it, the product's contract does not.
+        """
+        self.run(
+            "UPDATE shop.customers SET credit_limit = -credit_limit, updated_at = %s WHERE credit_limit < 0",
+            self.now(),
+        )
+        self.run(
+            "UPDATE shop.customers SET credit_limit = %s, updated_at = %s WHERE customer_id = %s",
+            -100 * self.random.randint(1, 50),
+            self.now(),
+            self._living_customer(),
+        )
 
     def change_customer(self) -> None:
         """A customer moves, or another credit limit is agreed on (or none)."""

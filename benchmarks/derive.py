@@ -1,0 +1,45 @@
+"""Derived products: 10,000 changes into inputs of ten million rows, held against a whole recomputation."""
+
+from __future__ import annotations
+
+from benchmarks import child
+from benchmarks.record import Record
+from benchmarks.stage import Stage
+
+TITLE = "10,000 changes into two inputs of 10 million rows, of which a product is derived"
+
+_ROWS = 10_000_000
+_STEPS = 13
+
+
+def run(stage: Stage) -> None:
+    """Build inputs and product in one process; change and refresh in another."""
+    rows = stage.amount(_ROWS, 200_000)
+    place = {"folder": str(stage.folder / "mesh"), "row_count": rows}
+    with stage.progress("building inputs and product", rows) as advance:
+        building = {**place, "task": "build"}
+        built = child.run("refreshing", building, folder=stage.folder / "build", on_progress=advance)
+    stage.console.print(f"first made of {rows:,} + {rows:,} rows in {built['seconds']:.1f} s")
+    with (
+        stage.progress("changing and refreshing", _STEPS) as advance,
+        child.start("refreshing", {**place, "task": "measure"}, folder=stage.folder / "measure") as contender,
+    ):
+        result = contender.result(advance)
+    for name in ("random", "clustered", "whole"):
+        stage.console.print(
+            f"{name}: {result[f'{name}_seconds']:.2f} s, of which the transform "
+            f"{result[f'{name}_transform_seconds']:.2f} s"
+        )
+    for name, title, goal in (("random", "keys at random", 4), ("clustered", "keys side by side", 20)):
+        stage.record(
+            Record(
+                f"derive_{name}",
+                f"refresh after {result['change_count']:,} changes, {title}",
+                result[f"{name}_seconds"],
+                result["whole_seconds"],
+                "a whole recomputation",
+                goal,
+                "s",
+                True,
+            )
+        )

@@ -1,0 +1,99 @@
+"""Latency of a derived product: from a commit at a source to a fresh read of what is derived from it.
+
+The whole mesh runs, every sample application writes, and all of it shares the machine's cores. An
+order counts as visible when the first read of ``sales.customer_360`` that shows it has ended.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from benchmarks import child
+from benchmarks.follower import Follower
+from benchmarks.installation import PRODUCTS, mesh_up
+from benchmarks.organisation import settings_of
+from benchmarks.record import Record
+from benchmarks.stage import Stage
+from benchmarks.writer import LANE_WIDTH
+from mesh_assets.local.supervisor import clusters
+
+TITLE = "From a commit at the source to a derived product, with everything running"
+
+_ORDERS = 40
+_EVERY_SECONDS = 2.0
+_LIMIT_SECONDS = 5.0
+_FIRST_SECONDS = 240.0
+_GIVE_UP_SECONDS = 60.0
+
+_CUSTOMER = """
+INSERT INTO shop.customers (customer_id, full_name, segment, created_at, updated_at)
+VALUES (%s, 'Benchmark', 'public', now(), now()) ON CONFLICT DO NOTHING
+"""
+_ORDER = """
+INSERT INTO shop.orders (order_id, customer_id, status, currency, amount, placed_at, updated_at)
+VALUES (%s, %s, 'placed', 'EUR', 1.00, now(), now())
+"""
+
+
+def run(stage: Stage) -> None:
+    """Commit orders of one customer into a busy mesh, one at a time, and watch her row."""
+    settings = settings_of(stage.folder, PRODUCTS)
+    count = stage.amount(_ORDERS, 5)
+    watching = {
+        "folder": str(stage.folder),
+        "products": str(PRODUCTS),
+        "customer_id": LANE_WIDTH,
+        "pause_seconds": 0.25,
+    }
+    committed: list[float] = []
+    try:
+        with (
+            mesh_up(stage, settings),
+            clusters(settings)["sources"].connect("sales") as connection,
+            child.start("consumer", watching, folder=stage.folder / "consumer") as contender,
+        ):
+            consumer = Follower(contender)
+            connection.execute(_CUSTOMER, (LANE_WIDTH,))
+            with stage.progress("first derivation"):
+                # Not measured: snapshots, the first whole computation, the first runs.
+                connection.execute(_ORDER, (LANE_WIDTH, LANE_WIDTH))
+                consumer.reach(1, _FIRST_SECONDS)
+            with stage.progress("committing orders", count) as advance:
+                for number in range(1, count + 1):
+                    connection.execute(_ORDER, (LANE_WIDTH + number, LANE_WIDTH))
+                    committed.append(time.monotonic())
+                    advance(1)
+                    time.sleep(_EVERY_SECONDS)
+            with stage.progress("waiting for the last"):
+                consumer.reach(count + 1, _GIVE_UP_SECONDS)
+            contender.tell("end")
+            seen: list[tuple[float, int]] = consumer.result()["seen"]
+    finally:
+        for cluster in clusters(settings).values():
+            cluster.remove()
+    delays = []
+    for number, moment in enumerate(committed, 2):
+        shown = [at for at, order_count in seen if order_count >= number]
+        if not shown:
+            raise child.ContenderError(f"order {number} of {count + 1} never reached the derived product")
+        delays.append(shown[0] - moment)
+    half, most = np.percentile(delays, [50, 95])
+    stage.console.print(
+        f"{count} orders: p50 {half:.1f} s, p95 {most:.1f} s, slowest {max(delays):.1f} s "
+        f"({len(seen)} changes of the row seen)"
+    )
+    for name, share, value in (("derived_p50", "p50", half), ("derived_p95", "p95", most)):
+        stage.record(
+            Record(
+                name,
+                f"commit to derived product with everything running, {share}",
+                float(value),
+                _LIMIT_SECONDS,
+                "the limit",
+                1,
+                "s",
+                True,
+            )
+        )

@@ -1,0 +1,91 @@
+"""A whole mesh as a contender: ``mesh up`` in a home of its own, and all of its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from benchmarks import child
+from benchmarks.measure import ProcessSource, process_tree
+from benchmarks.stage import Stage
+from mesh_assets.local.supervisor import clusters
+from mesh_assets.settings import Settings
+
+PRODUCTS = Path(__file__).resolve().parent.parent / "products"
+
+_COMMAND = [str(Path(sys.executable).with_name("mesh")), "up"]
+_GIVE_UP_SECONDS = 180.0
+_STOP_SECONDS = 60.0
+
+
+@contextmanager
+def mesh_up(stage: Stage, settings: Settings, *, rate: float | None = None) -> Iterator[float]:
+    """``mesh up``; yields the seconds until it was ready, and stops it as a Ctrl-C would.
+
+    Args:
+        stage: whose folder takes the log.
+        settings: where it runs.
+        rate: transactions per second of each sample application; its default if left out.
+
+    Raises:
+        ContenderError: if it does not get ready.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    environment |= {"MESH_HOME": str(settings.home), "MESH_PRODUCTS": str(settings.products)}
+    log = stage.folder / "up.log"
+    record = settings.home / "up.json"
+    with log.open("a") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [*_COMMAND, *([] if rate is None else ["--rate", str(rate)])],
+            env=environment,
+            cwd=PRODUCTS.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = everything(process.pid, settings)
+    seen: dict[int, psutil.Process] = {}
+    try:
+        with stage.progress("starting the mesh"):
+            while not record.exists():
+                if process.poll() is not None or time.monotonic() - began > _GIVE_UP_SECONDS:
+                    raise child.ContenderError(f"the mesh did not get ready:\n{log.read_text()[-3000:]}")
+                time.sleep(0.05)
+        yield time.monotonic() - began
+        seen = {one.pid: one for one in running()}
+    finally:
+        with stage.progress("stopping the mesh"):
+            _stop(process)
+    left = [one for one in seen.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    if left:
+        stage.console.print(f"[red]processes were left: {', '.join(map(str, left))}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def everything(pid: int, settings: Settings) -> ProcessSource:
+    """A source of all processes of the mesh: the supervisor's tree and both clusters'."""
+
+    def processes() -> list[psutil.Process]:
+        pids = [pid, *(cluster.status().pid for cluster in clusters(settings).values())]
+        found = {one.pid: one for root in pids if root is not None for one in process_tree(root)()}
+        return list(found.values())
+
+    return processes

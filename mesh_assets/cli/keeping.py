@@ -1,0 +1,58 @@
+"""``mesh keep``: the old major version of a product stays beside the new one."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+from mesh_assets.cli.baseline import stated
+from mesh_assets.cli.terminal import cell, console, emit
+from mesh_assets.contract.discovery import Discovery, discover
+from mesh_assets.contract.document import display
+from mesh_assets.contract.keeping import kept_files, kept_name
+from mesh_assets.errors import ContractError, SettingError
+from mesh_assets.names import ProductName
+from mesh_assets.settings import Settings
+
+
+def keep(settings: Settings, name: str, *, state: str | None, until: str | None, as_json: bool) -> None:
+    """Write the folder of a product that keeps the version that another one is at, or was.
+
+    Raises:
+        UnknownName: if there is no such product or state.
+        ContractError: if the version is kept already, or cannot be.
+        SettingError: if the day is none.
+    """
+    product = ProductName.parse(name)
+    day = _day(until)
+    if state is None:
+        folder, written = _write(settings, discover(settings.products), product, day)
+    else:
+        with stated(settings.products, state) as discovery:
+            folder, written = _write(settings, discovery, product, day)
+    if as_json:
+        emit({"folder": str(folder), "files": written, "until": day and day.isoformat()})
+        return
+    console().print(cell(f"{display(folder)}: {', '.join(written)}"), soft_wrap=True)
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise SettingError(f"{text!r} is not a day", hint="write it as in 2030-12-31") from None
+
+
+def _write(
+    settings: Settings, discovery: Discovery, name: ProductName, until: date | None
+) -> tuple[Path, list[str]]:
+    product = discovery.product(name)
+    folder = settings.products / name.domain / kept_name(product).product
+    if folder.exists():
+        raise ContractError(f"{display(folder)} is there already", hint="remove it, or keep what it keeps")
+    files = kept_files(product, until)
+    for path, content in files.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return folder, sorted(files)

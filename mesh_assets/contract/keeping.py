@@ -1,0 +1,136 @@
+"""An old major version of a product, kept beside the new one as a product of its own.
+
+``sales.orders_v1`` is derived: from the new version, if that is captured, or from the same inputs
+as before by the same transform. So it is made, checked and explained like any other product, and
+what the new version calls otherwise its transform can call by the old name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mesh_assets.contract import standard
+from mesh_assets.contract.compatibility import major
+from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, PRODUCT_TYPE, TRANSFORM_FILE
+from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.model import Contract, TableContract
+from mesh_assets.errors import ContractError
+from mesh_assets.names import ProductName
+
+_END_OF_SUPPORT = "endOfSupport"
+_PASSED_OVER = ("__pycache__",)
+
+
+def kept_name(product: Product) -> ProductName:
+    """What keeps the version that a product is at.
+
+    Raises:
+        ContractError: if its version does not start with a number from 1.
+    """
+    number = major(product.contract.version)
+    if not number.isdecimal() or int(number) < 1:
+        raise ContractError(
+            f"version {product.contract.version!r} of {product.name} has no major number to be kept by",
+            hint="write versions as in 1.0.0",
+        )
+    return product.name.kept_version(int(number))
+
+
+def kept_files(product: Product, until: date | None = None) -> dict[str, bytes]:
+    """The files of a product that keeps the version that another one is at, by path in its folder.
+
+    Args:
+        product: as it is before it changes.
+        until: the last day of support; None: as long as its folder is there.
+
+    Raises:
+        ContractError: if its version cannot be kept.
+    """
+    name = kept_name(product)
+    files = dict(_other_files(product.folder))
+    files[CONTRACT_FILE] = _contract(product.contract, name, until).encode()
+    if not product.derived:
+        files[DEFINITION_FILE] = _definition(product.contract).encode()
+        files[TRANSFORM_FILE] = _transform(product.contract).encode()
+    return files
+
+
+def _other_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """What else lies in the product's folder: definition, transform, suites."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part in _PASSED_OVER for part in relative.parts)
+        if path.is_file() and not hidden:
+            yield str(relative), path.read_bytes()
+
+
+def _contract(contract: Contract, name: ProductName, until: date | None) -> str:
+    content: dict[str, Any] = dict(contract.content)
+    content |= {"id": f"{contract.id}_v{major(contract.version)}", "name": name.product}
+    content["status"] = "deprecated"
+    if "dataProduct" in content:
+        content["dataProduct"] = name.product
+    content["schema"] = [
+        {key: value for key, value in table.items() if key != "physicalName"} for table in content["schema"]
+    ]
+    if "servers" in content:
+        paths = {f"{contract.domain}/{contract.product}": f"{name.domain}/{name.product}"}
+        content["servers"] = [
+            server | {"path": paths.get(server["path"], server["path"])} if "path" in server else server
+            for server in content["servers"]
+        ]
+    if until is not None:
+        promises = [one for one in content.get("slaProperties", ()) if one["property"] != _END_OF_SUPPORT]
+        content["slaProperties"] = [*promises, {"property": _END_OF_SUPPORT, "value": until.isoformat()}]
+    return standard.to_yaml(content)
+
+
+def _definition(contract: Contract) -> str:
+    common = _common_key(contract.tables)
+    inputs: dict[str, dict[str, Any]] = {}
+    for table in contract.tables:
+        inputs[table.name] = {"product": str(contract.name), "table": table.name}
+        if common:
+            inputs[table.name]["key"] = {column: column for column in common}
+    text = yaml.safe_dump({"attributes": {"inputs": inputs}}, sort_keys=False, allow_unicode=True)
+    return f"type: {PRODUCT_TYPE}\n\n{text}"
+
+
+def _common_key(tables: Sequence[TableContract]) -> list[str]:
+    """The columns that every table's key has: by these the tables can be made in parts."""
+    return [column for column in tables[0].key if all(column in table.key for table in tables)]
+
+
+def _transform(contract: Contract) -> str:
+    number = major(contract.version)
+    made = "".join(
+        f'        "{table.name}": inputs["{table.name}"].select(\n'
+        + "".join(f'            "{column.name}",\n' for column in table.columns)
+        + "        ),\n"
+        for table in contract.tables
+    )
+    return f'''"""{contract.name} as version {number} promised it, made of the version that there is now.
+
+Columns that the new version calls otherwise are given their old names here, for example
+``amount=pl.col("total")`` (import polars as pl).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def transform(inputs: Mapping[str, pl.LazyFrame]) -> dict[str, pl.LazyFrame]:
+    """The tables of version {number}."""
+    return {{
+{made}    }}
+'''

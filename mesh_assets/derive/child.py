@@ -1,0 +1,232 @@
+"""Runs transforms for :mod:`mesh_assets.derive.transform`, in a process of its own.
+
+``python child.py REQUESTS REPLIES DUMP``: two inherited pipe ends and a file that takes the stack when
+SIGUSR1 comes. Imports nothing of the mesh, so that it starts fast and has little memory to begin with;
+what the transform prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import io
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+import warnings
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+FUNCTION = "transform"
+_LOOK_SECONDS = 1.0
+_INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+_TEXTS = (pl.String, pl.Categorical, pl.Enum)
+
+
+class Refused(Exception):
+    """What the function gave is not as promised; the text says why."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Modules:
+    """Transforms by file, loaded again whenever the file's content is another."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, tuple[str, types.ModuleType]] = {}
+
+    def load(self, path: str) -> types.ModuleType:
+        """The module of a file, as it is now."""
+        text = Path(path).read_bytes()
+        digest = hashlib.sha256(text).hexdigest()
+        held = self._loaded.get(path)
+        if held is not None and held[0] == digest:
+            return held[1]
+        module = types.ModuleType("transform")
+        module.__file__ = path
+        exec(compile(text, path, "exec"), module.__dict__)
+        self._loaded[path] = (digest, module)
+        return module
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    requests = Connection(int(sys.argv[1]), writable=False)
+    replies = Connection(int(sys.argv[2]), readable=False)
+    dump = Path(sys.argv[3]).open("w")  # noqa: SIM115 - open as long as the process lives
+    faulthandler.register(signal.SIGUSR1, dump, all_threads=True)
+    os.dup2(2, 1)
+    _expendable()
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    modules = Modules()
+    replies.send({"ready": True})
+    while True:
+        try:
+            request = requests.recv()
+        except EOFError:
+            break
+        replies.send(answer(modules, request))
+
+
+def _watch(parent: int) -> None:
+    """End with the parent, also in the middle of a transform."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
+
+def _expendable() -> None:
+    """Where memory runs out, this process goes first (Linux)."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        try:
+            score.write_text("1000")
+        except OSError:
+            return
+
+
+def answer(modules: Modules, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one transform and write its tables; what went wrong is part of the answer."""
+    path = str(request["path"])
+    line = 1
+    try:
+        module = modules.load(path)
+        function = getattr(module, FUNCTION)
+        line = function.__code__.co_firstlineno
+        inputs = {name: _plan(data) for name, data in request["inputs"].items()}
+        given = function(inputs)
+        tables = _tables(given, request["tables"])
+        region = request["region"]
+        plans = {
+            name: _shaped(name, frame, request["tables"][name], region) for name, frame in tables.items()
+        }
+        sinks = [
+            plan.sink_ipc(Path(request["folder"]) / f"{name}.arrow", compression="lz4", lazy=True)
+            for name, plan in plans.items()
+        ]
+        pl.collect_all(sinks, engine="streaming")
+    except Refused as refused:
+        return {"line": line, "error": str(refused), "hint": refused.hint}
+    except (KeyboardInterrupt, SystemExit) as ended:
+        return {"line": line, "error": f"{type(ended).__name__}: a transform must not end the program"}
+    except BaseException as error:  # noqa: BLE001 - whatever the user's code raises, panics of polars included
+        return _raised(error, path, line)
+    return {"line": line}
+
+
+def _plan(data: bytes) -> pl.LazyFrame:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pl.LazyFrame.deserialize(io.BytesIO(data))
+
+
+def _raised(error: BaseException, path: str, line: int) -> dict[str, Any]:
+    """The error with the last line of the user's file that it came through."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return {"line": error.lineno or 1, "error": f"not Python: {error.msg}"}
+    mine = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    text = str(error).split("\n\nResolved plan until failure", 1)[0].strip()
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, KeyError) and mine:
+        return {"line": mine[-1].lineno, "error": said, "hint": "inputs are called as in defs.yaml"}
+    return {"line": mine[-1].lineno if mine else line, "error": said}
+
+
+def _tables(given: object, wanted: Mapping[str, Any]) -> dict[str, pl.LazyFrame]:
+    """What the function gave, by table.
+
+    Raises:
+        Refused: if these are not the product's tables.
+    """
+    names = ", ".join(wanted)
+    if isinstance(given, pl.LazyFrame | pl.DataFrame):
+        if len(wanted) != 1:
+            raise Refused(
+                f"it returns one frame, the product has the tables {names}", "return a dict of them"
+            )
+        given = {next(iter(wanted)): given}
+    if not isinstance(given, Mapping):
+        raise Refused(
+            f"it returns {type(given).__name__}, not a LazyFrame or a dict of them",
+            "did you forget to return?" if given is None else "",
+        )
+    if set(given) != set(wanted):
+        raise Refused(
+            f"it returns the tables {', '.join(map(str, given)) or 'none'}; the contract has {names}"
+        )
+    for name, frame in given.items():
+        if not isinstance(frame, pl.LazyFrame | pl.DataFrame):
+            raise Refused(f"table {name!r} is a {type(frame).__name__}, not a LazyFrame")
+    return {name: given[name].lazy() for name in wanted}
+
+
+def _shaped(
+    table: str, frame: pl.LazyFrame, wanted: Mapping[str, Any], region: pl.DataFrame | None
+) -> pl.LazyFrame:
+    """The frame with the promised columns in order and type, and only the rows of the region.
+
+    Raises:
+        Refused: if it has others.
+    """
+    schema = frame.collect_schema()
+    columns: Mapping[str, pl.DataType] = wanted["columns"]
+    missing = [name for name in columns if name not in schema]
+    extra = [name for name in schema if name not in columns]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"lacks {', '.join(map(repr, missing))}")
+        if extra:
+            parts.append(f"has {', '.join(map(repr, extra))}, which the contract has not")
+        raise Refused(
+            f"table {table!r} {' and '.join(parts)}", f"the contract's columns are {', '.join(columns)}"
+        )
+    fitted = []
+    for name, kind in columns.items():
+        if not _fits(schema[name], kind):
+            raise Refused(
+                f"column {name!r} of {table!r} is {schema[name]}, the contract says {kind}",
+                f"write .cast({_spelled(kind)}), or change the contract's physicalType",
+            )
+        fitted.append(pl.col(name) if schema[name] == kind else pl.col(name).cast(kind))
+    shaped = frame.select(fitted)
+    if region is None:
+        return shaped
+    return shaped.join(region.lazy(), on=region.columns, how="semi")
+
+
+def _fits(given: pl.DataType, wanted: pl.DataType) -> bool:
+    """Whether a cast keeps every value, or fails on one that it cannot keep."""
+    if given == wanted or given == pl.Null:
+        return True
+    if given in _INTEGERS:
+        return wanted in _INTEGERS or isinstance(wanted, pl.Decimal) or wanted == pl.Float64
+    if isinstance(given, pl.Decimal) and isinstance(wanted, pl.Decimal):
+        return given.scale <= wanted.scale
+    if given == pl.Float32:
+        return wanted == pl.Float64
+    if isinstance(given, pl.Datetime) and isinstance(wanted, pl.Datetime):
+        return given.time_zone == wanted.time_zone and given.time_unit in ("ms", "us")
+    if isinstance(given, pl.List) and isinstance(wanted, pl.List):
+        return _fits(given.inner, wanted.inner)  # type: ignore[arg-type]  # polars' own wide type
+    return given in _TEXTS and wanted == pl.String
+
+
+def _spelled(kind: pl.DataType) -> str:
+    return f"pl.{kind}" if not isinstance(kind, pl.Decimal) else f"pl.Decimal({kind.precision}, {kind.scale})"
+
+
+if __name__ == "__main__":
+    main()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,671 @@
+"""One derived product on its way: what it was made of, what its inputs have by now, and the step between.
+
+A step appends to every table what its recomputation changes, then the version row that names the inputs'
+versions. Each append carries those in its own commit. Killed anywhere in between, the next step is for
+the same versions of the inputs, and what is appended already is not different any more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import polars as pl
+import pyarrow as pa
+
+from mesh_assets import failpoint
+from mesh_assets.contract.arrow import arrow_type
+from mesh_assets.contract.document import display
+from mesh_assets.contract.model import TableContract
+from mesh_assets.derive.affected import Paths, whole
+from mesh_assets.derive.difference import Stamp, change_frame, differences, no_change, same_rows
+from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.transform import Made, Transformer
+from mesh_assets.errors import ContractError
+from mesh_assets.gating import Guard
+from mesh_assets.lake.access import Principal
+from mesh_assets.lake.between import Between, between
+from mesh_assets.lake.log import Appended, ChangeLog
+from mesh_assets.lake.quarantine import images, last_rows, open_rows
+from mesh_assets.lake.shape import Shape
+from mesh_assets.lake.table import Table
+from mesh_assets.lake.tail import shape_of
+from mesh_assets.lake.version import InputPosition, VersionLog, VersionRow
+from mesh_assets.lake.view import Reader, View, chosen
+from mesh_assets.names import ProductName
+from mesh_assets.plan import Target
+from mesh_assets.quality.gate import Gate
+from mesh_assets.replay import Replayed
+from mesh_assets.report import BatchReport, TableReport, VersionReport
+
+_WHOLE = "derive/whole"
+"""App transaction: the code that proved not to be computable in parts, as :func:`_number` of its hash."""
+_SAMPLE_COUNT = 25
+_PROOF_COUNT = 200
+_PROOF_SECONDS = 60.0
+_WHOLE_SHARE = 0.3
+"""Where more than this share of an output is affected, all of it is recomputed at once."""
+_FEW = 5_000
+
+Heads = Mapping[ProductName, VersionRow]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did.
+
+    Attributes:
+        version: the version that it wrote.
+        batch: what it appended.
+        whole: why everything was recomputed; None if only what was affected.
+        affected_count: values of the unit that were recomputed.
+        seconds: how long it took, and the transform of that.
+        reads: per input the Delta version of its log that was read, and how many of its rows counted.
+        messages: what somebody should know.
+    """
+
+    version: VersionReport
+    batch: BatchReport
+    whole: str | None
+    affected_count: int
+    seconds: float
+    transform_seconds: float
+    reads: Mapping[str, tuple[int, int]]
+    messages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table recomputed, beside the one that stands.
+
+    Attributes:
+        made, standing: their rows; of a key in quarantine the row that is there.
+        quarantined_count: keys in quarantine.
+    """
+
+    table: str
+    shape: Shape
+    made: pl.LazyFrame
+    standing: pl.LazyFrame
+    quarantined_count: int
+
+    def row_count(self) -> int:
+        """Rows that the recomputation has."""
+        return int(self.made.select(pl.len()).collect(engine="streaming").item())
+
+    def differences(self, row_count: int) -> Iterator[pl.DataFrame]:
+        """What differs (:func:`mesh_assets.derive.difference.differences`)."""
+        return differences(self.shape, self.made, self.standing, row_count=2 * row_count)
+
+
+@dataclass
+class _Table:
+    """One of the product's tables, open for appending."""
+
+    target: Target
+    log: ChangeLog
+    guard: Guard
+    reader: Reader
+    shape: Shape
+    op_count: Counter[str] = field(default_factory=Counter)
+    rejected_count: int = 0
+
+
+class Derivation:
+    """One derived product.
+
+    Args:
+        plan: the product.
+        run_id: recorded in its versions.
+        transformer: runs its function.
+        gates: of its tables; those without blocking rules may be missing.
+        from_logs: read the inputs' logs alone, whatever was folded of them.
+        proof_seconds: how often a sample is recomputed to see whether parts may stand for the whole.
+    """
+
+    def __init__(
+        self,
+        plan: DerivePlan,
+        run_id: str,
+        transformer: Transformer,
+        *,
+        gates: Mapping[str, Gate] | None = None,
+        from_logs: bool = False,
+        proof_seconds: float = _PROOF_SECONDS,
+    ) -> None:
+        self.plan = plan
+        self._run_id = run_id
+        self._transformer = transformer
+        self._gates = gates or {}
+        self._proof_seconds = proof_seconds
+        self._proved = 0.0
+        self._readers = {
+            (one.product, one.table): Reader(one.changes_uri, None if from_logs else one.current_uri)
+            for one in plan.inputs
+        }
+        self._input_logs = {name: VersionLog(plan.layout.versions(name)) for name in plan.input_products}
+        self._previous: dict[tuple[ProductName, str], View] = {}
+        self._messages: list[str] = []
+        self._touched: dict[str, int] = {}
+        self._seed = time.time_ns() % 2**31
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open or create the product's logs; again after another writer was found to have appended.
+
+        Raises:
+            ContractError: if a table cannot take the shape that the contract has by now.
+        """
+        self._versions = VersionLog(self.plan.versions_uri)
+        self._tables = {target.table: self._opened(target) for target in self.plan.targets}
+        self._previous = {}
+        first = next(iter(self._tables.values()))
+        self.unproved = first.log.transaction(_WHOLE) == _number(self.plan.code_hash)
+        # Whether what stands was made whole since it was found out is not recorded.
+        self._owed = self.unproved
+
+    def _opened(self, target: Target) -> _Table:
+        assert target.contract is not None  # A derived table has one.
+        schema = row_schema(self.plan, target.contract)
+        if not Table.exists(target.changes_uri):
+            log = ChangeLog.create(target.changes_uri, schema, target.key)
+        else:
+            log = ChangeLog.open(target.changes_uri)
+            self._require_same(target.contract, log, schema)
+            log.add_columns([one for one in schema if one.name not in log.row_schema.names])
+        names = [name for name in log.row_schema.names if name in schema.names]
+        kinds = shape_of(log).columns
+        return _Table(
+            target,
+            log,
+            Guard(log, target.current_uri, self._gates.get(target.table)),
+            Reader(target.changes_uri, target.current_uri),
+            Shape(pl.Schema({name: kinds[name] for name in names}), log.key),
+        )
+
+    def _require_same(self, contract: TableContract, log: ChangeLog, schema: pa.Schema) -> None:
+        path = display(self.plan.product.contract.path)
+        if log.key != contract.key:
+            raise ContractError(
+                f"{path}:{contract.line}: the key of {contract.name!r} is now {', '.join(contract.key)}, "
+                f"its log is keyed by {', '.join(log.key)}",
+                hint="another key is another table: give it another name, or the product another version",
+            )
+        held = log.row_schema
+        for one in schema:
+            if one.name in held.names and held.field(one.name).type != one.type:
+                raise ContractError(
+                    f"{path}:{contract.column(one.name).line}: column {one.name!r} of {contract.name!r} is "
+                    f"now {one.type}, its log holds {held.field(one.name).type}",
+                    hint="what is logged keeps its type: add a column of another name",
+                )
+
+    # -- where it stands --------------------------------------------------------------------------
+
+    def latest(self) -> VersionRow | None:
+        """The newest version, as of :meth:`open` or this writer's last step."""
+        return self._versions.latest()
+
+    def unfinished(self) -> bool:
+        """Whether a log holds more than the newest version: a step was killed, or has lost a race."""
+        last = self.latest()
+        held = last.tables if last else {}
+        return any(table.log.seq > held.get(name, -1) for name, table in self._tables.items())
+
+    def due(self, heads: Heads) -> str | None:
+        """Why a step is due; None if it is not."""
+        if self.unfinished():
+            return "a step was not finished"
+        if self._owed:
+            return "its transform does not compute in parts"
+        return self.plan.due(self.latest(), {name: row.version for name, row in heads.items()})
+
+    def _goal(self, heads: Heads) -> Heads:
+        """The inputs' versions that the next step is for: first those of a step that was not finished."""
+        last = self.latest()
+        number = (last.version if last else 0) + 1
+        if not self.unfinished():
+            return heads
+        for table in self._tables.values():
+            if table.log.transaction(f"{self.plan.name}/lsn") != number:
+                continue
+            goal: dict[ProductName, VersionRow] = {}
+            for name in self.plan.input_products:
+                at = table.log.transaction(f"{name}/lsn")
+                row = self._input_row(name, at) if at is not None else None
+                if row is not None:
+                    goal[name] = row
+            held = last.parents if last else {}
+            if goal.keys() == heads.keys() and all(
+                held.get(str(name), 0) <= row.version for name, row in goal.items()
+            ):
+                return goal
+        return heads
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    def step(self, heads: Heads, *, whole_because: str | None = None) -> Step:
+        """Make the product what these versions of its inputs make of it.
+
+        Args:
+            heads: of every input.
+            whole_because: recompute all of it, for this reason.
+
+        Raises:
+            TransformError: if its function fails, or what it gives is not as promised.
+            Fenced: if another writer has appended; :meth:`open` anew.
+            StorageFull: if the disk is full.
+        """
+        started = time.monotonic()
+        self._messages = []
+        last = self.latest()
+        goal = self._goal(heads)
+        later = self._views_at(goal)
+        reason, unit = whole_because, None
+        if reason is None:
+            reason, unit = self._scope(last, goal, later)
+        stamp = Stamp((last.version if last else 0) + 1, _committed_at(goal, last))
+        reports: list[TableReport] = []
+        if unit is not None and unit.is_empty():
+            transform_seconds = 0.0
+        else:
+            inputs = whole(self.plan.inputs, later) if unit is None else Paths(self.plan).parts(unit, later)
+            shapes = {name: table.shape for name, table in self._tables.items()}
+            with self._transformer.run(self.plan, shapes, inputs, unit) as made:
+                transform_seconds = made.seconds
+                if unit is None and (last is None or not self._same_code(last)):
+                    self._prove_whole(made, later)
+                failpoint.reach("append.before")
+                for number, table in enumerate(self._tables.values()):
+                    reports += self._append_differences(table, made, unit, goal, stamp)
+                    failpoint.reach("append.first" if number == 0 else "append.middle")
+        if last is not None and last.contract_hash != self.plan.contract_hash:
+            for name in self._tables:
+                self.replay(name)
+        failpoint.reach("version.before")
+        row = self._cut(last, goal, stamp)
+        failpoint.reach("version.after")
+        self._previous = {(one.product, one.table): later[one.name] for one in self.plan.inputs}
+        if unit is not None:
+            self._sample(unit, later)
+        else:
+            self._owed = False
+        seconds = time.monotonic() - started
+        batch = BatchReport(
+            reports,
+            row.version,
+            row.version,
+            row.committed_at,
+            sum(report.row_count for report in reports),
+            1,
+            0,
+            seconds,
+        )
+        return Step(
+            VersionReport(self.plan.name, row),
+            batch,
+            reason if unit is None else None,
+            0 if unit is None else unit.height,
+            seconds,
+            transform_seconds,
+            {
+                name: (view.log.table.version, view.row_count if unit is None else self._touched.get(name, 0))
+                for name, view in later.items()
+            },
+            tuple(self._messages),
+        )
+
+    def _views_at(self, rows: Heads) -> dict[str, View]:
+        """Every input at the versions given."""
+        found: dict[tuple[ProductName, str], View] = {}
+        for one in self.plan.inputs:
+            key = (one.product, one.table)
+            if key in found:
+                continue
+            cut = rows[one.product].tables.get(one.table, -1)
+            held = self._previous.get(key)
+            found[key] = held if held is not None and held.cut == cut else self._readers[key].view(cut)
+        return {one.name: found[one.product, one.table] for one in self.plan.inputs}
+
+    def _input_row(self, name: ProductName, version: int) -> VersionRow | None:
+        """A version of an input; one that was written after this handle last looked is looked for again."""
+        log = self._input_logs[name]
+        row = log.at(version)
+        if row is None:
+            log.refresh()
+            row = log.at(version)
+        return row
+
+    def _scope(
+        self, last: VersionRow | None, goal: Heads, later: Mapping[str, View]
+    ) -> tuple[str | None, pl.DataFrame | None]:
+        """Why everything has to be recomputed, or the values of the unit that have to be."""
+        plan = self.plan
+        if last is None:
+            return "it was never made", None
+        if not self._same_code(last):
+            return "its transform changed", None
+        if last.contract_hash != plan.contract_hash:
+            return "its contract changed", None
+        below: dict[ProductName, VersionRow] = {}
+        for name in plan.input_products:
+            at = last.parents.get(str(name), 0)
+            row = goal[name] if at == goal[name].version else self._input_row(name, at)
+            if row is None or at > goal[name].version:
+                return f"{name} began anew: there is no version {at} of it", None
+            below[name] = row
+        earlier = {}
+        betweens: dict[str, Between] = {}
+        for one in plan.inputs:
+            low = below[one.product].tables.get(one.table, -1)
+            view = later[one.name]
+            held = self._previous.get((one.product, one.table))
+            if low == view.cut:
+                earlier[one.name] = view
+            elif held is not None and held.cut == low:
+                earlier[one.name] = held
+            else:
+                earlier[one.name] = self._readers[one.product, one.table].view(low)
+            betweens[one.name] = between(earlier[one.name], view)
+        changed = {name: change for name, change in betweens.items() if not change.empty}
+        self._touched = {name: change.keys.height for name, change in changed.items()}
+        if self._owed:
+            return "its transform does not compute in parts", None
+        if not changed and not self.unfinished():
+            return None, pl.DataFrame(schema=dict.fromkeys(plan.unit, pl.Null))
+        extra = self._beyond(last)
+        for called, change in changed.items():
+            if change.truncated:
+                return f"input {called!r} was truncated", None
+        if not plan.unit:
+            names = [one.name for one in plan.inputs if not (one.key or one.through)]
+            why = f"inputs without a key path: {', '.join(names)}" if names else "no common key path"
+            return why, None
+        if self.unproved:
+            return "its transform does not compute in parts", None
+        unit = Paths(plan).affected(changed, earlier, later)
+        if extra is not None:
+            unit = pl.concat([unit, extra.cast(unit.schema)]).unique()
+        standing = max(self._row_count(table) for table in self._tables.values())
+        if unit.height > max(_FEW, _WHOLE_SHARE * standing):
+            return f"{unit.height:,} of about {standing:,} keys are affected", None
+        return None, unit
+
+    def _same_code(self, last: VersionRow) -> bool:
+        return last.code_version.partition("+")[2] == self.plan.code_version.partition("+")[2]
+
+    def _beyond(self, last: VersionRow) -> pl.DataFrame | None:
+        """Values of the unit in the logs' rows beyond the newest version."""
+        parts = []
+        for name, table in self._tables.items():
+            after = last.tables.get(name, -1)
+            if table.log.seq > after and self.plan.unit:
+                parts.append(table.log.scan(after, table.log.seq, self.plan.unit).unique().collect())
+        return pl.concat(parts, how="vertical_relaxed").unique().drop_nulls() if parts else None
+
+    def _row_count(self, table: _Table) -> int:
+        return self._own(table).row_count
+
+    # -- held against what stands -----------------------------------------------------------------
+
+    def parents(self) -> Heads | None:
+        """The inputs' versions of which the newest version was made; None if there is none."""
+        last = self.latest()
+        if last is None:
+            return None
+        found: dict[ProductName, VersionRow] = {}
+        for name in self.plan.input_products:
+            row = self._input_row(name, last.parents.get(str(name), 0))
+            if row is None:
+                return None
+            found[name] = row
+        return found
+
+    def compare(self, goal: Heads) -> Iterator[Comparison]:
+        """Recompute all of it from these versions of its inputs, and hold it against what stands.
+
+        Each comparison can be read until the next is asked for.
+        """
+        inputs = whole(self.plan.inputs, self._views_at(goal))
+        shapes = {name: table.shape for name, table in self._tables.items()}
+        with self._transformer.run(self.plan, shapes, inputs) as made:
+            for name, table in self._tables.items():
+                standing, _ = self._standing(table, None)
+                yield Comparison(name, table.shape, made.tables[name], standing, table.guard.open_count)
+
+    # -- own rows ---------------------------------------------------------------------------------
+
+    def _own(self, table: _Table) -> View:
+        return table.reader.view(table.log.seq)
+
+    def _standing(self, table: _Table, unit: pl.DataFrame | None) -> tuple[pl.LazyFrame, int]:
+        """The rows as the log has them last, also those that the gate keeps out; about how many."""
+        view = self._own(table)
+        names = table.shape.columns.names()
+        rows = view.rows() if unit is None else view.holding(unit)
+        if table.guard.open_count:
+            opened = open_rows(table.log)
+            keys = opened.select(table.shape.key).unique()
+            kept = rows.join(keys.lazy(), on=table.shape.key, how="anti")
+            held = images(table.log, last_rows(shape_of(table.log), opened))
+            if unit is not None:
+                held = chosen(held, unit.cast({name: table.shape.columns[name] for name in unit.columns}))
+            rows = pl.concat([kept.select(names), held.select(names)])
+        return rows.select(names), view.row_count
+
+    # -- appending --------------------------------------------------------------------------------
+
+    def _append_differences(
+        self, table: _Table, made: Made, unit: pl.DataFrame | None, goal: Heads, stamp: Stamp
+    ) -> list[TableReport]:
+        result = made.tables[table.target.table]
+        standing, count = self._standing(table, unit)
+        if unit is not None:
+            count = 0
+        else:
+            count += int(result.select(pl.len()).collect().item())
+        reports = []
+        for found in list(differences(table.shape, result, standing, row_count=count)):
+            ordinal = self._next_ordinal(table, stamp)
+            frame = change_frame(table.shape, table.log.table.schema, found, stamp, ordinal)
+            reports.append(self._append(table, frame, (stamp.version, ordinal + found.height - 1), goal))
+        return reports
+
+    def _next_ordinal(self, table: _Table, stamp: Stamp) -> int:
+        held = table.log.position(str(self.plan.name))
+        return held[1] + 1 if held is not None and held[0] == stamp.version else 0
+
+    def _append(self, table: _Table, frame: pa.Table, position: tuple[int, int], goal: Heads) -> TableReport:
+        verdict = table.guard.judge(frame)
+        appended = self._logged(table, frame, position, goal, verdict.rejected_by, verdict.transactions)
+        table.rejected_count += verdict.rejected_count
+        return self._report(table, appended)
+
+    def _logged(
+        self,
+        table: _Table,
+        frame: pa.Table,
+        position: tuple[int, int],
+        goal: Heads,
+        rejected_by: pa.Array | None,
+        transactions: Mapping[str, int],
+        *,
+        empty: bool = False,
+    ) -> Appended:
+        appended = table.log.append(
+            frame,
+            source=str(self.plan.name),
+            position=position,
+            captured_at=datetime.now(UTC),
+            schema_version=1,
+            rejected_by=rejected_by,
+            transactions={**{f"{name}/lsn": row.version for name, row in goal.items()}, **transactions},
+            empty=empty,
+        )
+        table.op_count.update(frame.column("_op").to_pylist())
+        return appended
+
+    def replay(self, name: str) -> Replayed:
+        """Judge again what is quarantined of a table; the next step writes the version that has it.
+
+        Raises:
+            UnknownName: if there is no such table.
+            Fenced: if another writer has appended.
+        """
+        self.plan.product.contract.table(name)
+        table, done = self._tables[name], Replayed()
+        last = self.latest()
+        position = table.log.position(str(self.plan.name)) or (0, -1)
+        held = last.parents if last else {}
+        for release, verdict in table.guard.released():
+            appended = 0
+            if release.frame.num_rows:
+                appended = table.log.append(
+                    release.frame,
+                    source=str(self.plan.name),
+                    position=position,
+                    captured_at=datetime.now(UTC),
+                    schema_version=1,
+                    rejected_by=verdict.rejected_by,
+                    transactions={**{f"{one}/lsn": at for one, at in held.items()}, **verdict.transactions},
+                ).row_count
+            done += Replayed(release.released, release.kept, appended)
+        return done
+
+    def _report(self, table: _Table, appended: Appended) -> TableReport:
+        contract = table.target.contract
+        assert contract is not None  # A derived table has one.
+        return TableReport(
+            self.plan.name,
+            table.target.table,
+            appended.row_count,
+            dict(table.op_count),
+            appended.last_seq,
+            appended.delta_version,
+            {one.name: one.physical_type for one in contract.columns},
+            table.rejected_count,
+        )
+
+    def _cut(self, last: VersionRow | None, goal: Heads, stamp: Stamp) -> VersionRow:
+        ops: Counter[str] = Counter()
+        for name, table in self._tables.items():
+            after = last.tables.get(name, -1) if last else -1
+            if table.log.seq > after:
+                counted = table.log.scan(after, table.log.seq, ["_op"]).collect()["_op"].value_counts()
+                ops.update(dict(counted.iter_rows()))
+        plan = self.plan
+        return self._versions.append(
+            tables={name: table.log.seq for name, table in self._tables.items()},
+            positions={str(name): InputPosition(row.version) for name, row in goal.items()},
+            row_count=dict(ops),
+            contract_hash=plan.contract_hash,
+            code_version=plan.code_version,
+            run_id=self._run_id,
+            actor=Principal.local().name,
+            committed_at=stamp.committed_at,
+            parents={str(name): row.version for name, row in goal.items()},
+        )
+
+    # -- proof ------------------------------------------------------------------------------------
+
+    def _prove_whole(self, made: Made, later: Mapping[str, View]) -> None:
+        """Hold a recomputation of some parts against the whole that was just made."""
+        if not self.plan.unit or self.unproved:
+            return
+        table = next(iter(self._tables))
+        unit = self._some(made.tables[table].select(self.plan.unit), _PROOF_COUNT)
+        if unit.is_empty():
+            return
+        whole_tables = {name: chosen(rows, unit) for name, rows in made.tables.items()}
+        self._hold(unit, whole_tables, later, "it")
+
+    def _sample(self, affected: pl.DataFrame, later: Mapping[str, View]) -> None:
+        """Now and then, hold a recomputation of some other parts against the rows that stand."""
+        if affected.is_empty() or time.monotonic() - self._proved < self._proof_seconds:
+            return
+        self._proved = time.monotonic()
+        table = next(iter(self._tables.values()))
+        view = self._own(table)
+        names = list(self.plan.unit)
+        own = view.rows()
+        if view.base is not None and view.files:
+            own = view.base.scan(view.shape, [view.files[self._seed % len(view.files)]])
+        others = self._some(own.select(names), _SAMPLE_COUNT)
+        few = affected.sample(min(affected.height, _SAMPLE_COUNT), seed=self._seed)
+        unit = pl.concat([others.cast(few.schema), few]).unique()
+        standing = {name: self._standing(one, unit)[0] for name, one in self._tables.items()}
+        self._hold(unit, standing, later, "what stands")
+
+    def _some(self, keys: pl.LazyFrame, count: int) -> pl.DataFrame:
+        self._seed += 1
+        narrow = keys.drop_nulls().unique().collect(engine="streaming")
+        return narrow.sample(min(count, narrow.height), seed=self._seed)
+
+    def _hold(
+        self, unit: pl.DataFrame, wanted: Mapping[str, pl.LazyFrame], later: Mapping[str, View], what: str
+    ) -> None:
+        plan = self.plan
+        shapes = {name: table.shape for name, table in self._tables.items()}
+        with self._transformer.run(plan, shapes, Paths(plan).parts(unit, later), unit) as parts:
+            for name, rows in wanted.items():
+                unlike = same_rows(shapes[name], parts.tables[name], rows)
+                if unlike.is_empty():
+                    continue
+                row = unlike.row(0, named=True)
+                key = ", ".join(f"{column}={row[column]!r}" for column in shapes[name].key)
+                self._messages.append(
+                    f"{plan.name}: WRONG WHEN COMPUTED IN PARTS: of table {name!r} {unlike.height} of "
+                    f"{unit.height} sampled keys differ from {what} (for example {key}); from now on every "
+                    f"change recomputes all of it, until {display(plan.transform)} or its key paths change"
+                )
+                self._disprove()
+                return
+
+    def _disprove(self) -> None:
+        """Remember, in the log, that this code does not compute in parts."""
+        self.unproved = self._owed = True
+        table = next(iter(self._tables.values()))
+        nothing = no_change(table.log.table.schema)
+        last = self.latest()
+        position = table.log.position(str(self.plan.name)) or ((last.version if last else 0) + 1, -1)
+        table.log.append(
+            nothing,
+            source=str(self.plan.name),
+            position=position,
+            captured_at=datetime.now(UTC),
+            schema_version=1,
+            transactions={_WHOLE: _number(self.plan.code_hash)},
+            empty=True,
+        )
+
+
+def row_schema(plan: DerivePlan, table: TableContract) -> pa.Schema:
+    """The columns of one of a product's tables, in the types that its contract gives them.
+
+    Raises:
+        ContractError: if a column's type is not known.
+    """
+    fields = []
+    for column in table.columns:
+        kind = arrow_type(column)
+        if kind is None:
+            raise ContractError(
+                f"{display(plan.product.contract.path)}:{column.line}: column {column.name!r} of "
+                f"{table.name!r} does not say how it is stored",
+                hint="add physicalType, for example bigint, numeric(14,2), text or timestamptz",
+            )
+        fields.append(pa.field(column.name, kind))
+    return pa.schema(fields)
+
+
+def _committed_at(goal: Heads, last: VersionRow | None) -> datetime:
+    moments = [row.committed_at for row in goal.values()]
+    return max([*moments, last.committed_at] if last else moments)
+
+
+def _number(code_hash: str) -> int:
+    return int(code_hash[:15], 16)

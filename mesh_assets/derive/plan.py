@@ -1,0 +1,251 @@
+"""What is derived of what: one derived product, its inputs, and where all of it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+from mesh_assets.contract.compatibility import Readers
+from mesh_assets.contract.definition import Limits, Through
+from mesh_assets.contract.discovery import Discovery, Product
+from mesh_assets.errors import UnknownName
+from mesh_assets.lake.storage import storage_of
+from mesh_assets.lake.version import VersionLog, VersionRow
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.plan import Target, product_files
+from mesh_assets.readers import table_readers
+from mesh_assets.settings import Settings
+
+_REFUSAL_FILE = "refused.json"
+_HASH_LETTERS = 16
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """One input of a derived product: a table of another product.
+
+    Attributes:
+        name: what the transform calls it.
+        key: column of the output's key -> equal column of the input; None without such a key path.
+        through: the key path by way of another input, instead.
+    """
+
+    name: str
+    product: ProductName
+    table: str
+    changes_uri: str
+    current_uri: str
+    key: Mapping[str, str] | None = field(default=None, hash=False)
+    through: Through | None = None
+
+
+@dataclass(frozen=True)
+class DerivePlan:
+    """One derived product.
+
+    Attributes:
+        product: its contract and definition.
+        inputs: what it is made of.
+        targets: its own tables.
+        code_hash: of transform and inputs, as they were when the plan was made.
+        contract_files: contracts and definitions of the domain and the product's transform, with the
+            fingerprint of each, to notice a change cheaply.
+        readers: who reads which of its tables.
+    """
+
+    product: Product
+    layout: Layout
+    inputs: tuple[Subscription, ...]
+    targets: tuple[Target, ...]
+    code_hash: str
+    contract_files: Mapping[Path, str] = field(hash=False)
+    readers: Readers = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> ProductName:
+        """``domain.product``."""
+        return self.product.name
+
+    @property
+    def products(self) -> tuple[ProductName, ...]:
+        """The one product."""
+        return (self.name,)
+
+    @property
+    def contract_hash(self) -> str:
+        """Of the contract that the plan was made under."""
+        return self.product.contract.hash
+
+    @property
+    def contract_hashes(self) -> dict[ProductName, str]:
+        """By product, as for a capture plan."""
+        return {self.name: self.contract_hash}
+
+    @property
+    def code_version(self) -> str:
+        """What a version row says of the code that made it: this program's version and the transform's."""
+        return f"{package_version('mesh-assets')}+{self.code_hash[:_HASH_LETTERS]}"
+
+    @property
+    def transform(self) -> Path:
+        """The file with the function."""
+        path = self.product.definition.transform
+        assert path is not None  # It is a derived product.
+        return path
+
+    @property
+    def limits(self) -> Limits:
+        """What one run of the transform may take."""
+        return self.product.definition.limits
+
+    @property
+    def versions_uri(self) -> str:
+        """Its version log."""
+        return self.layout.versions(self.name)
+
+    @property
+    def input_products(self) -> tuple[ProductName, ...]:
+        """The products that it is made of, sorted, each once."""
+        return tuple(sorted({one.product for one in self.inputs}))
+
+    @cached_property
+    def unit(self) -> tuple[str, ...]:
+        """The columns of the output's key by which it is recomputed in parts; empty: as a whole only.
+
+        Those that every input's key path leads to and every table's key has, in the first table's order.
+        """
+        named = {one.name: one for one in self.inputs}
+
+        def reached(one: Subscription) -> set[str]:
+            if one.key is not None:
+                return set(one.key)
+            return set() if one.through is None else reached(named[one.through.input])
+
+        paths = [reached(one) for one in self.inputs]
+        return tuple(
+            name
+            for name in self.targets[0].key
+            if all(name in path for path in paths) and all(name in target.key for target in self.targets)
+        )
+
+    def contracts_changed(self) -> bool:
+        """Whether the domain's products, or the transform, differ from what the plan was made of."""
+        return _files(self.product) != self.contract_files
+
+    # -- what keeps it from running ---------------------------------------------------------------
+
+    def pending(self) -> str | None:
+        """Why a derive shift has something to do here; None if it has not. Reads version logs only."""
+        heads = {name: VersionLog(self.layout.versions(name)).latest() for name in self.input_products}
+        last = VersionLog(self.versions_uri).latest()
+        reason = self.due(last, {name: row.version for name, row in heads.items() if row is not None})
+        refusal = self.refusal()
+        if reason is not None and refusal is not None and refusal["state"] == self.state(heads):
+            return None
+        return reason
+
+    def due(self, last: VersionRow | None, heads: Mapping[ProductName, int]) -> str | None:
+        """Why the product is not what its inputs' newest versions (``heads``) make of it; None if it is."""
+        if heads.keys() < set(self.input_products):
+            return None
+        if last is None:
+            return "it was never made"
+        if last.contract_hash != self.contract_hash:
+            return "its contract changed"
+        if last.code_version.partition("+")[2] != self.code_version.partition("+")[2]:
+            return "its transform changed"
+        for name in self.input_products:
+            held = last.parents.get(str(name), 0)
+            if held != heads[name]:
+                return f"{name} is at version {heads[name]}, it was made of {held}"
+        return None
+
+    def state(self, heads: Mapping[ProductName, VersionRow | None]) -> str:
+        """What an attempt depends on: two with the same state end the same way."""
+        versions = {str(name): row.version if row else 0 for name, row in sorted(heads.items())}
+        return json.dumps([self.code_hash, self.contract_hash, versions], sort_keys=True)
+
+    def refusal(self) -> dict[str, str] | None:
+        """Why the last attempt to make it failed: ``state``, ``error`` and ``at``; None if it did not."""
+        try:
+            text = storage_of(self.layout.product(self.name)).read(_REFUSAL_FILE)
+        except FileNotFoundError:
+            return None
+        found: dict[str, str] = json.loads(text)
+        return found
+
+    def refuse(self, state: str, error: str, at: str) -> None:
+        """Remember why an attempt failed."""
+        record = json.dumps({"state": state, "error": error, "at": at}, indent=2) + "\n"
+        storage = storage_of(self.layout.product(self.name))
+        storage.prepare()
+        storage.write(_REFUSAL_FILE, record.encode())
+
+    def forgive(self) -> None:
+        """Forget it: an attempt succeeded."""
+        if self.refusal() is not None:
+            storage_of(self.layout.product(self.name)).remove([_REFUSAL_FILE])
+
+
+def _files(product: Product) -> dict[Path, str]:
+    files = product_files(product.folder.absolute().parent)
+    path = product.definition.transform
+    assert path is not None  # It is a derived product.
+    try:
+        files[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        files[path] = ""
+    return files
+
+
+def derive_plan(settings: Settings, discovery: Discovery, name: ProductName) -> DerivePlan:
+    """Plan one derived product.
+
+    Raises:
+        UnknownName: if there is no such product, or it is captured.
+        ContractError: if its folder is broken.
+    """
+    product = discovery.product(name)
+    if not product.derived:
+        raise UnknownName(
+            f"{name} is not derived: it is captured from {product.definition.source}",
+            available=[str(one.name) for one in discovery.derived()],
+        )
+    layout = Layout(settings.lake_root)
+    inputs = tuple(
+        Subscription(
+            one.name,
+            one.product,
+            one.table,
+            layout.table(one.product, CHANGES, one.table),
+            layout.table(one.product, CURRENT, one.table),
+            one.key,
+            one.through,
+        )
+        for one in product.definition.inputs
+    )
+    targets = tuple(
+        Target(
+            name,
+            table.name,
+            "",
+            table.key,
+            layout.table(name, CHANGES, table.name),
+            layout.table(name, CURRENT, table.name),
+            table,
+        )
+        for table in product.contract.tables
+    )
+    return DerivePlan(
+        product, layout, inputs, targets, product.code_hash, _files(product), table_readers(discovery, name)
+    )
+
+
+def derive_plans(settings: Settings, discovery: Discovery, domain: str) -> Sequence[DerivePlan]:
+    """Plan all derived products of a domain, each after those that it is made of."""
+    return [derive_plan(settings, discovery, one.name) for one in discovery.derived(domain)]

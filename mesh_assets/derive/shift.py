@@ -1,0 +1,455 @@
+"""A derive shift: one run that keeps a domain's derived products up until their inputs are quiet.
+
+Every product takes its steps beside the others', so that one whose transform is slow, fails or never
+ends keeps nobody waiting but those that read it. One that fails is named and left until its inputs,
+transform or contract are others; its parents stay where they were, so nothing is lost.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import polars as pl
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+
+from mesh_assets.catalog.local import LocalCatalog
+from mesh_assets.catalog.releases import Releases
+from mesh_assets.checks import Checker, blocked
+from mesh_assets.derive.derivation import Derivation, Heads, Step
+from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.transform import Cancelled, Transformer
+from mesh_assets.derive_lineage import DeriveLineage
+from mesh_assets.errors import Fenced, MeshError, StorageFull
+from mesh_assets.housekeeping import Housekeeper
+from mesh_assets.lake.layout import ensure_layout
+from mesh_assets.lake.recovery import recover
+from mesh_assets.lake.version import VersionLog, VersionRow
+from mesh_assets.memory import be_frugal
+from mesh_assets.names import ProductName
+from mesh_assets.plan import Target, checks_uri
+from mesh_assets.readiness import promises
+from mesh_assets.replay import Desks, Replayed
+from mesh_assets.report import Budget, Observer, ShiftResult, Silent
+
+_FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException, ValueError)
+_LOOK_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_HEAD_SECONDS = 0.5
+_BLOCKED_SECONDS = 5.0
+_MOST_THREADS = 4
+_MOST_FENCES = 3
+_RETRY_SECONDS = 2.0
+_LONGEST_RETRY_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Tended:
+    """What a housekeeper tends of several derived products, as it does of a source's."""
+
+    targets: tuple[Target, ...]
+    shared: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plans: Sequence[DerivePlan]) -> Tended:
+        """The tables of these plans."""
+        layout = plans[0].layout
+        targets = tuple(target for plan in plans for target in plan.targets)
+        own = [uri for plan in plans for uri in (plan.versions_uri, checks_uri(layout, plan.name))]
+        return cls(targets, (*own, layout.lineage()))
+
+
+@dataclass
+class _Course:
+    """One product in this shift."""
+
+    plan: DerivePlan
+    derivation: Derivation | None = None
+    job: Future[Step | None] | None = None
+    attempted: str = ""
+    failures: int = 0
+    fences: int = 0
+    rest_until: float = 0.0
+    again_after: float = 0.0
+    began: float = 0.0
+    blocked: dict[ProductName, tuple[int, str | None, float]] = field(default_factory=dict)
+    released: bool = False
+
+    @property
+    def busy(self) -> bool:
+        return self.job is not None
+
+
+class DeriveShift:
+    """Keeps the derived products of one domain up.
+
+    Args:
+        plans: one per product, each after those that it is made of.
+        budget: when to end.
+        observer: who watches.
+        run_id: the orchestrator's run, recorded in versions and lineage.
+        expecting: whether more is to come, because a shift of an input runs.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[DerivePlan],
+        *,
+        budget: Budget | None = None,
+        observer: Observer | None = None,
+        run_id: str = "",
+        expecting: Callable[[], bool] | None = None,
+    ) -> None:
+        self.plans = tuple(plans)
+        self.budget = budget or Budget()
+        self.observer: Observer = observer or Silent()
+        self.run_id = run_id or str(uuid.uuid4())
+        self.expecting = expecting or (lambda: False)
+        self.result = ShiftResult()
+        self._ending = False
+        self._unpublished = False
+
+    def run(self) -> ShiftResult:
+        """Refresh until idle, out of budget, cancelled or overtaken by a new contract or transform.
+
+        Raises:
+            StorageFull: the disk is full; nothing is lost.
+        """
+        self._started = time.monotonic()
+        if not self.plans:
+            return self.result
+        be_frugal()
+        layout = self.plans[0].layout
+        ensure_layout(layout.root)
+        self._recover()
+        self._promises = promises(
+            layout,
+            {plan.name: plan.product for plan in self.plans},
+            {plan.name: plan.readers for plan in self.plans},
+        )
+        self._heads = {
+            name: VersionLog(layout.versions(name)) for plan in self.plans for name in plan.input_products
+        }
+        with ExitStack() as inside:
+            self._lineage = inside.enter_context(
+                DeriveLineage(self.plans, self.run_id, self.observer.message)
+            )
+            self._transformer = inside.enter_context(Transformer(lambda: self._ending))
+            self._housekeeper = inside.enter_context(
+                Housekeeper(
+                    Tended.of(self.plans), self.budget.fold, self.budget.upkeep, self._lineage.tending
+                )
+            )
+            self._checker = inside.enter_context(
+                Checker(
+                    layout,
+                    {plan.name: plan.product for plan in self.plans},
+                    self._promises.rulesets,
+                    self.run_id,
+                    every_seconds=self.budget.check_seconds,
+                    tending=self._lineage.tending,
+                )
+            )
+            self._pool = ThreadPoolExecutor(min(_MOST_THREADS, len(self.plans)), thread_name_prefix="derive")
+            inside.callback(self._stop)
+            self._desks = Desks(layout, [plan.name for plan in self.plans])
+            self._courses = {plan.name: _Course(plan) for plan in self.plans}
+            self._catalog = LocalCatalog.of(
+                layout, [plan.product for plan in self.plans], log=self.observer.message
+            )
+            for course in self._courses.values():
+                if refusal := self._refusal(course.plan):
+                    self._refuse(course, refusal, "")
+                    self._lineage.failed(course.plan.name, refusal)
+            self._loop()
+            if self.result.reason == "idle":
+                self._housekeeper.finish()
+                self._checker.finish()
+            self._report()
+            if self._unpublished:
+                self._catalog.write()
+        self.result.seconds = time.monotonic() - self._started
+        return self.result
+
+    # -- around -----------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Move aside what a power cut left unreadable: it is derived again."""
+        for plan in self.plans:
+            uris = [plan.versions_uri]
+            uris += [uri for target in plan.targets for uri in (target.changes_uri, target.current_uri)]
+            for uri in uris:
+                for address in recover(uri):
+                    self.observer.message(f"unreadable after a crash, moved aside: {address}")
+
+    def _stop(self) -> None:
+        self._ending = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _loop(self) -> None:
+        budget, observer = self.budget, self.observer
+        looked = moved = time.monotonic()
+        asked = 0.0
+        while True:
+            now = time.monotonic()
+            if now - asked >= _HEAD_SECONDS:
+                asked = now
+                self._look()
+            if self._begin(now):
+                moved = now
+            if self._settle():
+                # Another product may be made of what was just written.
+                moved, asked = time.monotonic(), 0.0
+            self._replay()
+            self._report()
+            self._lineage.recorder.flush_if_due()
+            if self._unpublished and self._catalog.write_if_due():
+                self._unpublished = False
+            if observer.cancelled():
+                self.result.reason = "cancelled"
+                return
+            if now - looked > _LOOK_SECONDS:
+                looked = now
+                if any(plan.contracts_changed() for plan in self.plans):
+                    self.result.reason = "contract changed"
+                    self._finish()
+                    return
+            busy = any(course.busy for course in self._courses.values())
+            if not busy and now - moved >= budget.idle_seconds and not self.expecting():
+                return
+            if now - self._started > budget.max_seconds and observer.relieved():
+                self.result.reason = "budget"
+                self._finish()
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _finish(self) -> None:
+        """Let the steps end that are under way."""
+        while any(course.busy for course in self._courses.values()) and not self.observer.cancelled():
+            if not self._settle():
+                time.sleep(_POLL_SECONDS)
+
+    def _look(self) -> None:
+        for log in self._heads.values():
+            log.refresh()
+
+    def _report(self) -> None:
+        for report in self._housekeeper.reports():
+            self.observer.fold(report)
+        for checked in self._checker.reports():
+            self.observer.checked(checked)
+        for messages in (self._housekeeper.messages, self._checker.messages):
+            while messages:
+                self.observer.message(messages.pop(0))
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> bool:
+        """Begin the steps that are due; whether there are any."""
+        begun = False
+        for course in self._courses.values():
+            if course.busy or now < course.rest_until or now - course.began < self.budget.batch_seconds:
+                continue
+            if self._refusal(course.plan):
+                continue
+            heads = self._goal(course)
+            if heads is None:
+                continue
+            state = course.plan.state(heads)
+            if course.failures and state == course.attempted and now < course.again_after:
+                continue
+            if course.derivation is not None and course.derivation.due(heads) is None:
+                continue
+            course.attempted = state
+            course.began = now
+            course.job = self._pool.submit(self._work, course, heads)
+            begun = True
+        return begun
+
+    def _work(self, course: _Course, heads: Heads) -> Step | None:
+        """Take one step, if one is due; in a thread of the pool."""
+        plan, lineage = course.plan, self._lineage
+        # Lineage looks into the transform, too: not in the thread that all wait for.
+        try:
+            with lineage.product(plan.name):
+                if course.derivation is None:
+                    course.derivation = self._opened(course)
+                if course.derivation.due(heads) is None:
+                    return None
+                step = course.derivation.step(heads)
+            for one in plan.inputs:
+                version, count = step.reads[one.name]
+                lineage.read(plan.name, one, version=version, row_count=count)
+            lineage.version(step.version)
+        except Cancelled:
+            raise
+        except Exception as error:
+            lineage.failed(plan.name, error)
+            raise
+        return step
+
+    def _refusal(self, plan: DerivePlan) -> MeshError | None:
+        """Why a product takes nothing under its contract as it is: its tables are made together."""
+        found = (self._promises.refusal(target) for target in plan.targets)
+        return next((refusal for refusal in found if refusal is not None), None)
+
+    def _opened(self, course: _Course) -> Derivation:
+        gates = {target.table: self._promises.gate(target) for target in course.plan.targets}
+        derivation = Derivation(
+            course.plan,
+            self.run_id,
+            self._transformer,
+            gates={table: gate for table, gate in gates.items() if gate is not None},
+        )
+        derivation.open()
+        return derivation
+
+    def _goal(self, course: _Course) -> Heads | None:
+        """The inputs' versions that a product may be made of; None while one has none."""
+        plan = course.plan
+        heads: dict[ProductName, VersionRow] = {}
+        for name in plan.input_products:
+            row = self._heads[name].latest()
+            if row is None:
+                return None
+            why = self._blocked(course, name, row)
+            if why is not None:
+                held = (
+                    course.derivation.latest()
+                    if course.derivation
+                    else VersionLog(plan.versions_uri).latest()
+                )
+                at = held.parents.get(str(name), 0) if held else 0
+                row = self._heads[name].at(at) if at else None
+                if row is None:
+                    return None
+            heads[name] = row
+        return heads
+
+    def _blocked(self, course: _Course, name: ProductName, row: VersionRow) -> str | None:
+        known = course.blocked.get(name)
+        now = time.monotonic()
+        if known is not None and known[0] == row.version and (known[1] is None or now < known[2]):
+            return known[1]
+        if known is not None and now < known[2]:
+            # Checks are run at most once in a while: the last outcome stands until then.
+            return known[1]
+        why = blocked(course.plan.layout, name)
+        if why is not None and (known is None or known[1] != why):
+            self.observer.message(f"{course.plan.name} waits: {why}")
+        course.blocked[name] = (row.version, why, now + _BLOCKED_SECONDS)
+        return why
+
+    def _settle(self) -> bool:
+        """Take in the steps that have ended; whether one has written anything."""
+        moved = False
+        for course in self._courses.values():
+            job = course.job
+            if job is None or not job.done():
+                continue
+            course.job = None
+            try:
+                step = job.result()
+            except StorageFull:
+                raise
+            except Cancelled:
+                continue
+            except Fenced as fenced:
+                self._fenced(course, fenced)
+            except _FAULTS as error:
+                self._refuse(course, error, course.attempted)
+            else:
+                if step is not None:
+                    moved = True
+                    self._done(course, step)
+        return moved
+
+    def _fenced(self, course: _Course, fenced: Fenced) -> None:
+        """Somebody else wrote, a rebuild for example: what stands is read anew, and held against."""
+        course.fences += 1
+        course.derivation = None
+        course.rest_until = time.monotonic() + self.budget.batch_seconds
+        if course.fences > _MOST_FENCES:
+            raise fenced
+        self.observer.message(f"{course.plan.name}: {fenced.message}; it is read anew")
+
+    def _refuse(self, course: _Course, error: BaseException, state: str) -> None:
+        name = course.plan.name
+        course.failures += 1
+        course.derivation = None
+        course.attempted = state
+        now = time.monotonic()
+        # With other inputs it is tried again soon, with the same ones ever later.
+        course.rest_until = now + max(_RETRY_SECONDS, now - course.began if course.began else 0.0)
+        course.again_after = now + min(_LONGEST_RETRY_SECONDS, _RETRY_SECONDS * 4**course.failures)
+        text = str(error) or type(error).__name__
+        if self.result.refused.get(str(name)) != text:
+            self.result.refused[str(name)] = text
+            self.observer.message(f"{name} stays as it is: {text}")
+        course.plan.refuse(state, text, datetime.now(UTC).isoformat())
+
+    def _done(self, course: _Course, step: Step) -> None:
+        name = course.plan.name
+        if course.failures:
+            course.failures = 0
+            self.result.refused.pop(str(name), None)
+        course.fences = 0
+        course.plan.forgive()
+        self._release(course)
+        if step.whole is not None:
+            self.observer.message(
+                f"{name}: recomputed as a whole in {step.seconds:.1f} s, because {step.whole}"
+            )
+        for text in step.messages:
+            self.observer.message(text)
+        if step.batch.row_count:
+            self.result.add(step.batch)
+            self.observer.batch(step.batch)
+        self._unpublished = True
+        self.observer.version(step.version)
+        self._housekeeper.cut(step.version)
+        self._checker.cut(step.version)
+
+    def _release(self, course: _Course) -> None:
+        """Keep the contract under which the product's first version of this shift was made."""
+        if course.released:
+            return
+        course.released = True
+        contract = course.plan.product.contract
+        releases = Releases(course.plan.layout.catalog(course.plan.name))
+        held = releases.at(contract.version)
+        if held is None:
+            releases.record(contract)
+        elif held.contract.hash != contract.hash:
+            self.observer.message(
+                f"{course.plan.name}: the contract is not what was released as version {contract.version}; "
+                "raise the version, so that consumers see the change"
+            )
+
+    # -- quarantine -------------------------------------------------------------------------------
+
+    def _replay(self) -> None:
+        if any(course.busy for course in self._courses.values()):
+            return
+        for name, answer in self._desks.serve(self.run_id, self._replayed):
+            told = ", ".join(f"{table} {one.sentence()}" for table, one in answer.tables.items())
+            self.observer.message(f"{name}: replay of quarantine: {told}")
+
+    def _replayed(self, name: ProductName, tables: Sequence[str]) -> Mapping[str, Replayed]:
+        course = self._courses[name]
+        wanted = tables or [target.table for target in course.plan.targets]
+        try:
+            with self._lineage.product(name):
+                if course.derivation is None:
+                    course.derivation = self._opened(course)
+                return {table: course.derivation.replay(table) for table in wanted}
+        except (StorageFull, Fenced):
+            raise
+        except _FAULTS as error:
+            return {table: Replayed(refused=str(error)) for table in wanted}

@@ -1,0 +1,162 @@
+"""Looks into a transform without data: which columns it reads, and which it makes.
+
+It is code of a domain team, so it is called in a process of its own, with frames of no rows, and
+may not take long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mesh_assets.contract.definition import TRANSFORM_FUNCTION
+from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.model import ColumnContract, TableContract
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a transform's query plans tell.
+
+    Attributes:
+        reads: input -> the columns that decide on values or rows of the output, sorted.
+        makes: table -> column -> its polars type.
+        differs: table -> column -> polars type that the contract asks for, where it is another one.
+        error: why it could not be looked into; "" if it could.
+    """
+
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    makes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    differs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    error: str = ""
+
+
+def inspect(
+    product: Product, inputs: Mapping[str, TableContract], *, max_seconds: float = MAX_SECONDS
+) -> Inspection:
+    """Look into the transform of a derived product.
+
+    Args:
+        product: a derived product.
+        inputs: the table of each of its inputs, by the input's name.
+        max_seconds: how long that may take.
+    """
+    default = product.contract.default_table
+    request = {
+        "transform": str(product.definition.transform),
+        "inputs": {name: _plain(table) for name, table in inputs.items()},
+        "tables": {table.name: _plain(table) for table in product.contract.tables},
+        "table": default.name if default else "result",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=max_seconds,
+            check=True,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return Inspection(error=f"it did not return its query plan within {max_seconds:g} s")
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        return Inspection(error=f"its process failed: {error}")
+    if "error" in answer:
+        return Inspection(error=answer["error"])
+    reads = {name: tuple(columns) for name, columns in answer["reads"].items()}
+    return Inspection(reads, answer["makes"], answer["differs"])
+
+
+def _plain(table: TableContract) -> list[tuple[str, str, str]]:
+    return [(column.name, column.logical_type, column.physical_type) for column in table.columns]
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What the child process says."""
+    import runpy
+
+    import polars as pl
+
+    from mesh_assets.lineage.columns import column_lineage
+
+    inputs = {name: _schema(columns) for name, columns in request["inputs"].items()}
+    path = Path(request["transform"])
+    try:
+        transform = runpy.run_path(str(path))[TRANSFORM_FUNCTION]
+        given = transform({name: pl.LazyFrame(schema=schema) for name, schema in inputs.items()})
+        frames = dict(given) if isinstance(given, Mapping) else {request["table"]: given}
+        for frame in frames.values():
+            if not isinstance(frame, pl.LazyFrame | pl.DataFrame):
+                return {"error": f"it returned {type(frame).__name__}, not a LazyFrame"}
+        made = {table: frame.lazy().collect_schema() for table, frame in frames.items()}
+        lineage = column_lineage(transform, inputs, request["table"])
+    except Exception as error:  # noqa: BLE001 - whatever a transform raises is its own.
+        return {"error": _told(error, path)}
+    reads: dict[str, set[str]] = {}
+    for columns in lineage.values():
+        for sources in columns.values():
+            for source in sources:
+                reads.setdefault(source.input, set()).add(source.column)
+    promised = {table: _schema(columns) for table, columns in request["tables"].items()}
+    return {
+        "reads": {name: sorted(columns) for name, columns in reads.items()},
+        "makes": {
+            table: {name: str(kind) for name, kind in schema.items()} for table, schema in made.items()
+        },
+        "differs": {
+            table: {
+                name: str(kind)
+                for name, kind in schema.items()
+                if table in made and made[table].get(name, kind) != kind
+            }
+            for table, schema in promised.items()
+        },
+    }
+
+
+def _schema(columns: list[list[str]]) -> pl.Schema:
+    import polars as pl
+    import pyarrow as pa
+
+    from mesh_assets.contract.arrow import arrow_type
+
+    fields = [
+        (name, arrow_type(ColumnContract(name, logical_type, physical_type)) or pa.string())
+        for name, logical_type, physical_type in columns
+    ]
+    empty = pl.from_arrow(pa.schema(fields).empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    return empty.schema
+
+
+def _told(error: Exception, path: Path) -> str:
+    """The error with the line of the transform's file that it comes from."""
+    line = 0
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    # Polars adds the whole plan below its first line.
+    message = (str(error).strip() or "no message").splitlines()[0]
+    place = f"{path.name}:{line}: " if line else ""
+    return f"{place}{type(error).__name__}: {message}"
+
+
+if __name__ == "__main__":
+    # What a transform prints is not the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = _answer(json.load(sys.stdin))
+    json.dump(found, sys.stdout)

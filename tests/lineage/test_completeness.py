@@ -1,0 +1,203 @@
+"""Every Delta commit of every product table is explained by exactly one run, whatever happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from mesh_assets.ingest import Shift
+from mesh_assets.lake import table as table_module
+from mesh_assets.lake.current import FoldPolicy
+from mesh_assets.lake.signature import signatures
+from mesh_assets.lake.table import Table
+from mesh_assets.lake.upkeep import Upkeep, archive
+from mesh_assets.lineage.completeness import Explanation, explain
+from mesh_assets.lineage.event import LineageRun, lake_output
+from mesh_assets.lineage.recorder import Recorder
+from mesh_assets.lineage.store import read
+from mesh_assets.report import Budget
+from tests.crash.pool import KILLED, Pool
+from tests.crash.world import World
+from tests.lineage.specification import facets, problems
+
+EAGER = Budget(
+    idle_seconds=0.4,
+    batch_seconds=0.02,
+    batch_rows=100,
+    snapshot_rows=25,
+    fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0),
+    upkeep=Upkeep(
+        archive_seconds=0.0, vacuum_seconds=60.0, run_length=3, commit_count=3, look_seconds=0, tend_seconds=0
+    ),
+)
+
+
+def explained(world: World) -> Explanation:
+    name = world.plan.products[0]
+    return explain(world.plan.layout, name, [target.table for target in world.plan.targets])
+
+
+def told(world: World) -> pl.DataFrame:
+    return read(world.plan.layout.lineage()).collect().sort("event_time")
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints so often that there is something to archive."""
+    monkeypatch.setattr(table_module, "CHECKPOINT_INTERVAL", 4)
+
+
+@pytest.mark.usefixtures("often")
+def test_shifts_folds_and_upkeep_explain_every_commit(world: World) -> None:
+    for _ in range(3):
+        Shift(world.plan, budget=EAGER).run()
+        world.application.transact(30)
+    found = explained(world)
+    assert found.complete, [one.sentence() for one in (*found.unexplained, *found.ambiguous)]
+    assert (found.pending, found.unlisted) == ((), ())
+    versions = {one.changes_uri: Table.open(one.changes_uri).version for one in world.plan.targets}
+    versions |= {one.current_uri: Table.open(one.current_uri).version for one in world.plan.targets}
+    log = world.plan.layout.versions(world.plan.products[0])
+    versions[log] = Table.open(log).version
+    assert found.commit_count == sum(version + 1 for version in versions.values())
+    assert "commits are explained by exactly one run" in found.sentence()
+    events = told(world)
+    assert {"CAPTURE", "FOLD", "UPKEEP"} == {
+        json.loads(event)["job"]["facets"]["jobType"]["jobType"] for event in events["event"]
+    }
+    ends = events.filter(pl.col("event_type").is_in(["COMPLETE", "FAIL", "ABORT"]))
+    assert sorted(ends["run_id"]) == sorted(events["run_id"].unique())
+
+
+@pytest.mark.usefixtures("often")
+def test_events_are_as_the_specification_wants_them(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    world.application.transact(30)
+    Shift(world.plan, budget=EAGER).run()
+    seen: set[str] = set()
+    for text in told(world)["event"]:
+        event = json.loads(text)
+        assert problems(event) == []
+        seen |= {path.rpartition(".")[2] for path, _ in facets(event)}
+    assert seen >= {
+        "columnLineage",
+        "dataQualityMetrics",
+        "dataSource",
+        "inputStatistics",
+        "jobType",
+        "lifecycleStateChange",
+        "mesh_deltaVersions",
+        "mesh_process",
+        "mesh_product",
+        "outputStatistics",
+        "parent",
+        "processing_engine",
+        "schema",
+        "sourceCodeLocation",
+        "storage",
+        "symlinks",
+        "catalog",
+        "version",
+    }
+
+
+def test_statistics_and_columns_are_those_of_the_tables(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    target = world.plan.targets[0]
+    ended = json.loads(told(world).filter(event_type="COMPLETE", job_name="app.capture")["event"][0])
+    output = next(one for one in ended["outputs"] if one["name"] == target.changes_uri)
+    log = Table.open(target.changes_uri)
+    assert output["outputFacets"]["outputStatistics"]["rowCount"] == sum(f.row_count for f in log.files())
+    assert [field["name"] for field in output["facets"]["schema"]["fields"]] == log.schema.names
+    columns = output["facets"]["columnLineage"]["fields"]
+    assert set(columns) == {name for name in log.schema.names if not name.startswith("_")}
+    source = next(one for one in ended["inputs"] if one["name"].endswith(target.source_table))
+    for name, lineage in columns.items():
+        [origin] = lineage["inputFields"]
+        assert (origin["namespace"], origin["name"]) == (source["namespace"], source["name"])
+        assert (origin["field"], origin["transformations"][0]["subtype"]) == (name, "IDENTITY")
+
+
+def test_archived_commits_are_found(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    uri = world.plan.targets[0].changes_uri
+    before = list(signatures(uri))
+    log = Table.open(uri)
+    for _ in range(2):
+        log.append(log.schema.empty_table(), transactions={})
+        log.checkpoint()
+    assert archive(log, grace_seconds=0.0) >= len(before)
+    after = list(signatures(uri))
+    assert after[: len(before)] == before
+    assert [one.version for one in after] == list(range(log.version + 1))
+    assert [one.version for one in signatures(uri, after=1)] == list(range(2, log.version + 1))
+
+
+def test_a_commit_of_another_program_is_named(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    uri = world.plan.targets[0].current_uri
+    schema = Table.open(uri).schema
+    row: dict[str, Any] = {field.name: pa.nulls(1, field.type) for field in schema}
+    write_deltalake(uri, pa.table(row, schema=schema), mode="append")
+    found = explained(world)
+    assert not found.complete
+    [commit] = found.unexplained
+    assert (commit.uri, commit.version) == (uri, Table.open(uri).version)
+    assert "another program made it" in commit.sentence()
+
+
+def test_a_commit_that_two_runs_claim_is_named(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    uri = world.plan.targets[0].changes_uri
+    other = LineageRun("mesh.shop", "imposter", "CAPTURE")
+    with Recorder(world.plan.layout.lineage(), log=print) as recorder:
+        recorder.emit(other.complete(outputs=[lake_output(uri, version=1, first_version=1)]))
+    found = explained(world)
+    [commit] = found.ambiguous
+    assert (commit.uri, commit.version, len(commit.listed_by)) == (uri, 1, 2)
+    assert "2 runs" in commit.sentence()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool() as pool:
+        yield pool
+
+
+@pytest.mark.slow
+def test_kills_leave_no_commit_unexplained(world: World, pool: Pool) -> None:
+    """Also those that a run made just before it died, and those of folds that never told anything."""
+    points = (
+        "snapshot.chunk:2",
+        "append.first:1",
+        "version.after:1",
+        "fold.after:1",
+        "compact.after:1",
+        "ledger.before:1",
+    )
+    pending_count = 0
+    for point in points:
+        world.application.transact(25)
+        if world.shift(pool, point) != KILLED:
+            pytest.fail(f"the shift never reached {point}")
+        between = explained(world)
+        assert between.complete, (point, [one.sentence() for one in between.unexplained])
+        pending_count += len(between.pending)
+    assert pending_count > 0
+    world.application.transact(5)
+    assert world.shift(pool) == 0
+    found = explained(world)
+    assert found.complete, [one.sentence() for one in (*found.unexplained, *found.ambiguous)]
+    assert (found.pending, found.unlisted) == ((), ())
+    events = told(world)
+    aborted = events.filter(event_type="ABORT")
+    assert aborted.filter(job_name="app.capture").height == len(points)
+    assert aborted.filter(pl.col("job_name").str.ends_with(".fold")).height >= 1
+    for text in aborted["event"]:
+        assert problems(json.loads(text)) == []
