@@ -19,7 +19,19 @@ from rich.console import Console
 from benchmarks.record import RESULTS, Record, record_table
 from benchmarks.stage import Stage
 
-NAMES = ("capture", "landed", "latency", "fold", "commit", "mesh", "expectations", "derive", "derived", "catalog", "lineage")
+NAMES = (
+    "capture",
+    "landed",
+    "latency",
+    "fold",
+    "commit",
+    "mesh",
+    "expectations",
+    "derive",
+    "derived",
+    "catalog",
+    "lineage",
+)
 _PROJECT = Path(__file__).resolve().parent.parent
 
 

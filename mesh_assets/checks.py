@@ -41,6 +41,7 @@ from mesh_assets.plan import checks_uri
 from mesh_assets.quality.result import Outcome
 from mesh_assets.quality.rule import Query, Rule, Ruleset, Scope, Severity, Status
 from mesh_assets.report import CheckReport, VersionReport
+from mesh_assets.statistics import refresh
 
 if TYPE_CHECKING:
     from mesh_assets.shift_lineage import Tending
@@ -392,7 +393,7 @@ def _read(table: Table, first: int, last: int) -> list[Checked]:
 
 
 class Checker:
-    """Runs checks beside a shift, in a thread of its own, at a bounded rate.
+    """Runs checks beside a shift, in a thread of its own, at a bounded rate, and refreshes statistics.
 
     Args:
         layout: of the lake.
@@ -514,6 +515,7 @@ class Checker:
                 ruleset=self._rulesets[name],
                 tending=self._tending,
             )
+            refresh(self._layout, product, row)
         finally:
             seconds = time.monotonic() - started
             self._known[name] = (row.version, rules_hash(self._rulesets[name]))

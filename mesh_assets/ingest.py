@@ -50,7 +50,7 @@ from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.table import Table
 from mesh_assets.landing import Landing, SnapshotLanding
-from mesh_assets.memory import be_frugal, let_go
+from mesh_assets.memory import be_frugal
 from mesh_assets.names import ProductName
 from mesh_assets.plan import CapturePlan, checks_uri
 from mesh_assets.quiet import Quiet, passed
@@ -479,9 +479,6 @@ class Shift:
         )
         self.result.add(done)
         self.observer.batch(done)
-        if self.result.batch_count == 1:
-            # The decoder's kernels are loaded: their compiler has nothing more to do.
-            let_go("libllvmlite")
 
     def _park(self, batch: Batch, names: Mapping[int, str]) -> int:
         """Keep the raw changes of tables that cannot take them."""

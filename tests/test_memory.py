@@ -42,25 +42,3 @@ def test_allocators_are_chosen_before_the_libraries_are_loaded() -> None:
 def test_what_the_user_chose_stands() -> None:
     script = "import mesh_assets, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
     assert run(script, ARROW_DEFAULT_MEMORY_POOL="system") == "system"
-
-
-@LINUX
-def test_a_compiler_that_has_done_its_work_gives_its_pages_back() -> None:
-    script = (
-        "import numba, psutil\n"
-        "from mesh_assets.memory import let_go\n"
-        "def resident():\n"
-        "    maps = psutil.Process().memory_maps()\n"
-        "    return sum(one.rss for one in maps if 'libllvmlite' in one.path)\n"
-        "first = numba.njit(lambda x: x + 1)\n"
-        "assert first(1) == 2\n"
-        "before = resident()\n"
-        "given = let_go('libllvmlite')\n"
-        "after = resident()\n"
-        "assert first(2) == 3\n"
-        "assert numba.njit(lambda x: x * 2.5)(4) == 10\n"
-        "print(before, given, after)"
-    )
-    before, given, after = map(int, run(script).split())
-    assert given > before // 2
-    assert after < before // 4

@@ -157,7 +157,7 @@ class LocalRecord(_Model):
 
     Attributes:
         versions: the newest ones, oldest first; all others are in the product's version log.
-        statistics: rows of the product's statistics table of the newest version that has any.
+        statistics: the newest rows of the product's statistics table.
         consumers: products that subscribe, as far as was known when this was written.
     """
 
@@ -485,8 +485,8 @@ def _checks(uri: str) -> list[CheckRecord]:
 
 
 def _statistics(uri: str) -> list[dict[str, Any]]:
-    """What is known of the columns at the newest version that has statistics."""
-    rows = [_plain(row) for row in _newest(uri, "version")]
+    """What is known of the columns since their statistics were last refreshed."""
+    rows = [_plain(row) for row in _newest(uri, "number")]
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 

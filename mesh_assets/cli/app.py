@@ -511,6 +511,34 @@ def quarantine_replay(
 
 
 @app.command(
+    rich_help_panel=_PROVE,
+    epilog=_examples("mesh check", "mesh check sales.orders --docs", "mesh check finance --json"),
+)
+def check(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Domains or products; all without one.",
+            autocompletion=completion.selectors,
+            show_default=False,
+        ),
+    ] = None,
+    docs: Annotated[
+        bool, typer.Option("--docs", help="Build Great Expectations' Data Docs of the outcomes, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate the quality rules of products on their newest version, and keep the outcomes.
+
+    Shifts do the same now and then. Exit code 1 if a rule of severity error fails.
+    """
+    from mesh_assets.cli import check as command
+
+    raise typer.Exit(command.run(_mesh(), names or [], docs=docs, as_json=as_json))
+
+
+@app.command(
     rich_help_panel=_PROVE, epilog=_examples("mesh parity", "mesh parity sales finance.accounts --json")
 )
 def parity(

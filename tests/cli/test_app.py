@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     *("up", "down", "reset", "shift", "status", "products", "show", "sql", "changes", "version"),
     *("lineage", "impact", "search"),
-    *("parity", "validate", "keep", "quarantine"),
+    *("check", "parity", "rebuild", "validate", "keep", "quarantine"),
 )
 HEAVY = ("dagster", "deltalake", "polars", "pyarrow", "duckdb", "pydantic", "psycopg", "numba", "yaml")
 
