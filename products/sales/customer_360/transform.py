@@ -12,9 +12,7 @@ LIVE = pl.col("status") != "cancelled"
 
 def transform(inputs: Mapping[str, pl.LazyFrame]) -> dict[str, pl.LazyFrame]:
     """The tables ``customer_360`` and ``spending``."""
-    orders = inputs["orders"].select(
-        "order_id", "customer_id", "status", "currency", "amount", "placed_at"
-    )
+    orders = inputs["orders"].select("order_id", "customer_id", "status", "currency", "amount", "placed_at")
     owner = orders.select("order_id", "customer_id")
     ordered = orders.group_by("customer_id").agg(
         order_count=pl.col("order_id").filter(LIVE).count(),
