@@ -425,22 +425,45 @@ class Derivation:
             found[name] = row
         return found
 
-    def compare(self, goal: Heads) -> Iterator[Comparison]:
+    def compare(self, goal: Heads, cuts: Mapping[str, int] | None = None) -> Iterator[Comparison]:
         """Recompute all of it from these versions of its inputs, and hold it against what stands.
 
         Each comparison can be read until the next is asked for.
+
+        Args:
+            goal: the inputs' versions.
+            cuts: the last ``_seq`` of each table that counts, for a reader beside a shift that goes on
+                appending; by default all that this object knows of.
         """
         inputs = whole(self.plan.inputs, self._views_at(goal))
         shapes = {name: table.shape for name, table in self._tables.items()}
         with self._transformer.run(self.plan, shapes, inputs) as made:
             for name, table in self._tables.items():
-                standing, _ = self._standing(table, None)
-                yield Comparison(name, table.shape, made.tables[name], standing, table.guard.open_count)
+                if cuts is None:
+                    standing, _ = self._standing(table, None)
+                    count = table.guard.open_count
+                else:
+                    standing, count = self._stood(table, cuts[name])
+                yield Comparison(name, table.shape, made.tables[name], standing, count)
 
     # -- own rows ---------------------------------------------------------------------------------
 
     def _own(self, table: _Table) -> View:
         return table.reader.view(table.log.seq)
+
+    def _stood(self, table: _Table, cut: int) -> tuple[pl.LazyFrame, int]:
+        """The rows as the log had them last at a cut, like :meth:`_standing`; how many keys are held back."""
+        if table.log.seq < cut:
+            table.log.refresh()
+        names = table.shape.columns.names()
+        rows = table.reader.view(cut).rows().select(names)
+        opened = open_rows(table.log, cut)
+        keys = opened.select(table.shape.key).unique()
+        if keys.is_empty():
+            return rows, 0
+        kept = rows.join(keys.lazy(), on=table.shape.key, how="anti")
+        held = images(table.log, last_rows(shape_of(table.log), opened))
+        return pl.concat([kept, held.select(names)]), keys.height
 
     def _standing(self, table: _Table, unit: pl.DataFrame | None) -> tuple[pl.LazyFrame, int]:
         """The rows as the log has them last, also those that the gate keeps out; about how many."""

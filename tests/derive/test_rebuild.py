@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from mesh_assets.derive.derivation import Derivation
 from mesh_assets.derive.rebuild import rebuild
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import CURRENT, ProductName
+from mesh_assets.plan import Target
 from tests.derive.world import CUSTOMERS, FOLDING, ORDERS, SPENDING, SPENDING_TRANSFORM, World
 
 
@@ -92,6 +94,28 @@ def test_a_damaged_derived_table_is_made_right(world: World) -> None:
     result = world.mesh.parity("shop.spending")
     assert result.equal
     assert (result.row_count, result.version) == (20, 2)
+
+
+def test_parity_holds_beside_a_shift_that_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Derivation._opened
+
+    def overtaken(derivation: Derivation, target: Target) -> object:
+        # The newest version is read, the logs are not open yet.
+        monkeypatch.setattr(Derivation, "_opened", original)
+        customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
+        customers.put("customers", (0, "south"), (77, "west"))
+        orders.put("orders", (3, 77, "CHF"))
+        customers.cut()
+        orders.cut()
+        assert world.shift(FOLDING).refused == {}
+        return original(derivation, target)
+
+    monkeypatch.setattr(Derivation, "_opened", overtaken)
+    early = world.mesh.parity("shop.spending")
+    assert early.equal, early.sentence()
+    late = world.mesh.parity("shop.spending")
+    assert late.equal, late.sentence()
+    assert (early.version, late.version) == (1, 2)
 
 
 def test_another_transform_is_shown_before_it_is_applied(world: World) -> None:
