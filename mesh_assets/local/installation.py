@@ -223,8 +223,17 @@ def prepare_folder(folder: Path) -> None:
     """
     mode = 0o711 if os.geteuid() == 0 else 0o700
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-        missing.mkdir(mode=mode)
-        missing.chmod(mode)
+        try:
+            missing.mkdir(mode=mode)
+        except FileExistsError:
+            # The other cluster of this mesh starts at the same time, and was faster.
+            _require_own(missing)
+        else:
+            missing.chmod(mode)
+    _require_own(folder)
+
+
+def _require_own(folder: Path) -> None:
     if folder.stat().st_uid != os.geteuid():
         raise SettingError(
             f"{folder} belongs to another account",

@@ -9,6 +9,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -278,3 +279,11 @@ def test_unreachable_programs_are_copied(open_folder: Path, monkeypatch: pytest.
     assert not Path(program).is_relative_to(real)
     cluster.remove()
     assert not Path(program).exists()
+
+
+def test_folders_that_two_clusters_prepare_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        folders = [tmp_path / str(number) / "home" / "clusters" / name for name in "abcdefgh"]
+        with ThreadPoolExecutor(len(folders)) as pool:
+            list(pool.map(prepare_folder, folders))
+        assert all(folder.is_dir() for folder in folders)
