@@ -12,10 +12,11 @@ import json
 import queue
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
-from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.discovery import Product, discover
 from mesh_assets.errors import Fenced, MeshError, StorageFull, TableMissing
 from mesh_assets.lake.access import Principal
 from mesh_assets.lake.file import overlapping
@@ -78,9 +79,16 @@ _SCHEMA = pa.schema(
 _ATTEMPTS = 5
 _REST_TIMES = 20.0
 """Checks rest for so many times as long as they took."""
+_RELEASE_SECONDS = 0.2
+_RELEASE_REST_TIMES = 3.0
+"""As :data:`_REST_TIMES`, where consumers wait for the outcome."""
+_LAST = 100
 _FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException, ValueError)
 _FAILING = (Status.FAILED, Status.ERROR)
-_EXAMPLES = ("partial_unexpected_list", "partial_unexpected_counts", "unexpected_list")
+_TOLD = ("_count", "_percent", "_percent_total", "_percent_nonmissing")
+"""Endings of what a result tells of rows in numbers; the rest are values of the column."""
+_COUNTING = ("row_count", "unique_value_count", "proportion")
+"""Parts of the names of expectations that compare a number of rows, not a value."""
 
 
 @dataclass(frozen=True)
@@ -308,11 +316,34 @@ def blocked(layout: Layout, name: ProductName) -> str | None:
 
     So it is while a blocking rule about a table as a whole failed when it was last evaluated.
     """
-    failing = [
-        one
-        for one in CheckLog(layout, name).latest()
-        if one.blocking and one.scope == Scope.TABLE and one.status in _FAILING
-    ]
+    return _why_not(name, CheckLog(layout, name).latest())
+
+
+def released(layout: Layout, name: ProductName, ruleset: Ruleset | None = None) -> int | None:
+    """The newest version of a product that passed all blocking rules about a table as a whole.
+
+    A version that was evaluated more than once is what the last evaluation says.
+
+    Args:
+        layout: of the lake.
+        name: the product.
+        ruleset: only evaluations by these rules count; by any, if left out.
+
+    Returns:
+        Its number; None if no version of the last evaluations passed.
+    """
+    wanted = None if ruleset is None else rules_hash(ruleset)
+    found: dict[int, dict[int, list[Checked]]] = {}
+    for row in CheckLog(layout, name).history(last=_LAST):
+        if wanted in (None, row.rules_hash):
+            found.setdefault(row.version, {}).setdefault(row.evaluation, []).append(row)
+    passed = (version for version, by in found.items() if _why_not(name, by[max(by)]) is None)
+    return max(passed, default=None)
+
+
+def _why_not(name: ProductName, rows: Sequence[Checked]) -> str | None:
+    """Why the version of an evaluation is not for consumers; None if it is."""
+    failing = [one for one in rows if one.blocking and one.scope == Scope.TABLE and one.status in _FAILING]
     if not failing:
         return None
     version = failing[0].version
@@ -350,8 +381,18 @@ def _checked(found: Outcome, quarantined_count: int, *, hidden: bool, **known: A
         message = f"{quarantined_count:,} keys are in quarantine by it"
     result = dict(found.result)
     if hidden:
-        result["result"] = {key: value for key, value in result["result"].items() if key not in _EXAMPLES}
-    observed = found.observed
+        kind = str((result.get("expectation_config") or {}).get("type"))
+        counting = any(part in kind for part in _COUNTING)
+        result["result"] = {
+            key: value
+            for key, value in result["result"].items()
+            if key.endswith(_TOLD) or (counting and key == "observed_value")
+        }
+        if found.status is Status.ERROR:
+            # The message may quote a value.
+            result.pop("exception_info", None)
+            message = "it could not be evaluated; why is not told of restricted columns"
+    observed = result["result"].get("observed_value")
     return Checked(
         evaluation=0,
         rule=rule.id,
@@ -521,3 +562,182 @@ class Checker:
             self._known[name] = (row.version, rules_hash(self._rulesets[name]))
             self._due[name] = time.monotonic() + max(self._every_seconds or 0.0, _REST_TIMES * seconds)
         self._reports.put(CheckReport(name, row.version, outcomes, started_at, seconds))
+
+
+# -- before consumers advance ------------------------------------------------------------------------
+
+
+@dataclass
+class _Held:
+    """A product with rules that keep its consumers from advancing."""
+
+    product: Product
+    ruleset: Ruleset
+    newest: int = 0
+    judged: int = 0
+    passed: int | None = None
+    why: str | None = None
+    opened: bool = False
+    failed: bool = False
+    rest_until: float = 0.0
+    job: Future[None] | None = None
+
+
+def _passes(layout: Layout, one: _Held, row: VersionRow) -> bool:
+    """Whether a version passes the blocking rules about tables as a whole; nothing is kept of it."""
+    from mesh_assets.quality import evaluate
+
+    rules = tuple(rule for rule in one.ruleset.table_rules if rule.blocking and rule.table in row.tables)
+    tables = dict.fromkeys(rule.table for rule in rules)
+    if any(isinstance(rule.check, Query) for rule in rules):
+        tables = dict.fromkeys(row.tables)
+    frames = {
+        table: fresh(
+            layout, one.product.name, table, row.tables[table], principal=Principal.local(), meta=True
+        )
+        for table in tables
+    }
+    asked = replace(one.ruleset, rules=rules)
+    return not any(
+        found.status in _FAILING
+        for table in dict.fromkeys(rule.table for rule in rules)
+        for found in evaluate(
+            asked.for_table(table),
+            frames[table],
+            others={name: frame for name, frame in frames.items() if name != table},
+        )
+    )
+
+
+class Releaser:
+    """Says up to which version consumers may advance, and has newer ones evaluated, at a bounded rate.
+
+    Only products with blocking rules about a table as a whole are held; the rules are those of when
+    this object was made. All methods are for one thread; evaluations run in others.
+
+    Args:
+        layout: of the lake.
+        products: the folder with the products.
+        names: products that are consumed.
+        run_id: of the consumers' shift.
+        tending: the lineage of that shift.
+
+    Attributes:
+        messages: what could not be evaluated: until it can be, consumers stay where they are.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        products: Path,
+        names: Iterable[ProductName],
+        run_id: str,
+        *,
+        tending: Tending | None = None,
+    ) -> None:
+        from mesh_assets.quality import load
+
+        self._layout = layout
+        self._run_id = run_id
+        self._tending = tending
+        self._held: dict[ProductName, _Held] = {}
+        self.messages: list[str] = []
+        found = discover(products)
+        for name in names:
+            product = found.products.get(name) or found.refused.get(name)
+            try:
+                ruleset = load(product) if product is not None else None
+            except MeshError:
+                # Its own shift says so and takes nothing.
+                continue
+            if product and ruleset and any(rule.blocking for rule in ruleset.table_rules):
+                self._held[name] = _Held(product, ruleset)
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="releaser")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def holds(self, name: ProductName) -> bool:
+        """Whether consumers of a product wait for its evaluations."""
+        return name in self._held
+
+    def released(self, name: ProductName) -> int | None:
+        """The newest version that passed, as far as is known."""
+        return self._held[name].passed
+
+    def why(self, name: ProductName) -> str | None:
+        """Why the newest evaluated version is not released; None if it is."""
+        return self._held[name].why
+
+    @property
+    def pending(self) -> bool:
+        """Whether an evaluation is to come."""
+        return any(
+            one.job is not None or (one.newest > one.judged and not one.failed) for one in self._held.values()
+        )
+
+    def offer(self, name: ProductName, row: VersionRow | None) -> None:
+        """This is a product's newest version: take in what was evaluated, and begin what is due."""
+        one = self._held.get(name)
+        if one is None or row is None:
+            return
+        one.newest = row.version
+        if one.job is not None:
+            if not one.job.done():
+                return
+            self._settle(name, one, one.job)
+        if one.newest > one.judged and time.monotonic() >= one.rest_until:
+            one.job = self._pool.submit(self._judge, one, row)
+
+    def _settle(self, name: ProductName, one: _Held, job: Future[None]) -> None:
+        one.job = None
+        try:
+            job.result()
+        except StorageFull:
+            raise
+        except _FAULTS as error:
+            if not one.failed:
+                self.messages.append(f"{name}: consumers wait, its rules could not be evaluated: {error}")
+            one.failed = True
+        else:
+            one.failed = False
+
+    def _judge(self, one: _Held, row: VersionRow) -> None:
+        name, started = one.product.name, time.monotonic()
+        try:
+            if not one.opened:
+                one.passed = released(self._layout, name, one.ruleset)
+                one.opened = True
+            if one.why is None and _passes(self._layout, one, row):
+                one.judged = row.version
+                one.passed = max(one.passed or 0, row.version)
+                return
+            # All of it, and kept, so that everybody can see why consumers wait, and when no longer.
+            rows = run(
+                self._layout,
+                one.product,
+                row,
+                run_id=self._run_id,
+                ruleset=one.ruleset,
+                tending=self._tending,
+            )
+            self._take(one, row.version, rows)
+        finally:
+            self._rest(one, started)
+
+    def _take(self, one: _Held, version: int, rows: Sequence[Checked]) -> None:
+        one.judged = version
+        one.why = _why_not(one.product.name, rows)
+        if one.why is None:
+            one.passed = max(one.passed or 0, version)
+        elif one.passed == version:
+            one.passed = released(self._layout, one.product.name, one.ruleset)
+
+    def _rest(self, one: _Held, started: float) -> None:
+        now = time.monotonic()
+        one.rest_until = now + max(_RELEASE_SECONDS, _RELEASE_REST_TIMES * (now - started))

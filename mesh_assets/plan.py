@@ -87,7 +87,11 @@ class CapturePlan:
         own = [
             uri
             for name in self.products
-            for uri in (self.layout.versions(name), checks_uri(self.layout, name))
+            for uri in (
+                self.layout.versions(name),
+                checks_uri(self.layout, name),
+                statistics_uri(self.layout, name),
+            )
         ]
         return (*own, self.part_uri("ledger"), self.layout.lineage())
 
@@ -101,6 +105,11 @@ class CapturePlan:
         return {path: known for folder in folders for path, known in product_files(folder).items()} != (
             self.contract_files
         )
+
+
+def statistics_uri(layout: Layout, name: ProductName) -> str:
+    """Where the statistics of a product's columns lie: one row per refresh, table and column."""
+    return layout.catalog(name, "statistics")
 
 
 def checks_uri(layout: Layout, name: ProductName) -> str:

@@ -161,13 +161,14 @@ class Desks:
         self._looked = float("-inf")
 
     def serve(
-        self, run_id: str, replay: Callable[[ProductName, Sequence[str]], Mapping[str, Replayed]]
+        self, run_id: str, replay: Callable[[ProductName, Sequence[str]], Mapping[str, Replayed] | None]
     ) -> Iterator[tuple[ProductName, Answer]]:
         """Answer what is asked for, if it is time to look.
 
         Args:
             run_id: of the shift.
-            replay: replays these tables (all, if none is named) of a product of the shift.
+            replay: replays these tables (all, if none is named) of a product of the shift; None if it
+                could not and the request is to wait.
         """
         now = time.monotonic()
         if now - self._looked < self._every_seconds:
@@ -175,6 +176,9 @@ class Desks:
         self._looked = now
         for desk in self._desks:
             for request in desk.requests():
-                answer = Answer(run_id, replay(desk.name, request.tables))
+                done = replay(desk.name, request.tables)
+                if done is None:
+                    break
+                answer = Answer(run_id, done)
                 desk.answer(request, answer)
                 yield desk.name, answer

@@ -7,6 +7,7 @@ They describe the current table as of its last fold, and each row says which ver
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,9 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.plan import statistics_uri
 from mesh_assets.quality.profile import ColumnProfile, TableProfile, incremental, merged
 
-STATISTICS = "statistics"
 NUMBER = "number"
 """Column and app transaction: refreshes are numbered from 1."""
 
@@ -48,11 +49,6 @@ _SHOWN = ("minimum", "maximum", "mean", "deviation", "top")
 """What a summary says of values themselves; left out for restricted columns."""
 
 
-def statistics_uri(layout: Layout, name: ProductName) -> str:
-    """Where the statistics of a product lie: one row per refresh, table and column."""
-    return layout.catalog(name, STATISTICS)
-
-
 def refresh(layout: Layout, product: Product, version: VersionRow) -> int:
     """Bring a product's statistics up to its last folds; returns how many rows were added.
 
@@ -71,7 +67,8 @@ def refresh(layout: Layout, product: Product, version: VersionRow) -> int:
     rows: list[dict[str, Any]] = []
     folded: dict[str, int] = {}
     for contract in product.contract.tables:
-        profiled = _profiled(layout, product.name, contract.name)
+        hidden = _hidden(contract)
+        profiled = _profiled(layout, product.name, contract.name, hidden)
         if profiled is None:
             continue
         folded[contract.name], profile = profiled
@@ -83,7 +80,7 @@ def refresh(layout: Layout, product: Product, version: VersionRow) -> int:
                     "table": contract.name,
                     "folded_seq": folded[contract.name],
                 }
-                | _row(column, found, hidden=_hidden(contract, column))
+                | _row(column, found, hidden=column in hidden)
             )
     app_ids = {f"{name}/folded": seq for name, seq in folded.items()}
     if not rows or (table is not None and all(table.transaction(one) == seq for one, seq in app_ids.items())):
@@ -104,7 +101,9 @@ def refresh(layout: Layout, product: Product, version: VersionRow) -> int:
     return len(rows)
 
 
-def _profiled(layout: Layout, name: ProductName, table: str) -> tuple[int, TableProfile] | None:
+def _profiled(
+    layout: Layout, name: ProductName, table: str, hidden: frozenset[str]
+) -> tuple[int, TableProfile] | None:
     """The last folded ``_seq`` of a table and its profile; None before the first fold."""
     current_uri, changes_uri = layout.table(name, CURRENT, table), layout.table(name, CHANGES, table)
     if not (Table.exists(current_uri) and Table.exists(changes_uri)):
@@ -116,7 +115,11 @@ def _profiled(layout: Layout, name: ProductName, table: str) -> tuple[int, Table
     storage, path = storage_of(layout.catalog(name)), f"profiles/{table}.json"
     held = _held(storage, path)
     files = current.table.files()
-    profiles = incremental({file.path: partial(current.scan, shape, [file]) for file in files}, held)
+    found = incremental({file.path: partial(current.scan, shape, [file]) for file in files}, held)
+    # Values of restricted columns are kept nowhere but in the table.
+    profiles = {
+        file: one if held.get(file) is one else _without_values(one, hidden) for file, one in found.items()
+    }
     if profiles.keys() != held.keys() or any(profiles[file] is not held[file] for file in profiles):
         content = {file: profile.to_json() for file, profile in profiles.items()}
         storage.write(path, json.dumps(content).encode())
@@ -132,9 +135,19 @@ def _held(storage: Storage, path: str) -> dict[str, TableProfile]:
         return {}
 
 
-def _hidden(contract: TableContract, column: str) -> bool:
-    """Whether values of a column are not for everybody who may see the catalog."""
-    return any(one.name == column and one.classification == "restricted" for one in contract.columns)
+def _hidden(contract: TableContract) -> frozenset[str]:
+    """The columns whose values are not for everybody who may see the catalog."""
+    return frozenset(one.name for one in contract.columns if one.classification == "restricted")
+
+
+def _without_values(profile: TableProfile, hidden: frozenset[str]) -> TableProfile:
+    columns = {
+        name: replace(one, minimum=None, maximum=None, mean=None, squares=0.0, top={}, top_exact=False)
+        if name in hidden
+        else one
+        for name, one in profile.columns.items()
+    }
+    return replace(profile, columns=columns)
 
 
 def _row(column: str, profile: ColumnProfile, *, hidden: bool) -> dict[str, Any]:

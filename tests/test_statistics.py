@@ -14,6 +14,7 @@ from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import Layout
+from mesh_assets.plan import statistics_uri
 from mesh_assets.quality import profile
 from tests.quarantine.shop import NAME, QUICK, Shop
 
@@ -23,7 +24,7 @@ EAGER = replace(QUICK, fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0
 def newest(shop: Shop) -> dict[tuple[str, str], dict[str, object]]:
     """The newest rows by table and column."""
     layout = Layout(shop.settings.lake_root)
-    rows = pl.DataFrame(pl.from_arrow(Table.open(statistics.statistics_uri(layout, NAME)).read()))
+    rows = pl.DataFrame(pl.from_arrow(Table.open(statistics_uri(layout, NAME)).read()))
     last = rows.filter(pl.col("number") == pl.col("number").max())
     return {(row["table"], row["column"]): row for row in last.to_dicts()}
 
@@ -55,6 +56,8 @@ def test_statistics_follow_the_folds(
     assert (body["row_count"], body["null_count"], body["distinct_count"]) == (4, 1, 2)
     assert body["minimum"] is None
     assert "secret" not in str(found)
+    kept = Path(layout.catalog(NAME), "profiles", "things.json").read_text()
+    assert "secret" not in kept
 
     shop.execute(
         "delete from shop.things where thing_id = 3", "update shop.things set number = 40 where thing_id = 1"

@@ -23,7 +23,7 @@ from mesh_assets.contract.model import TableContract
 from mesh_assets.derive.affected import Paths, whole
 from mesh_assets.derive.difference import Stamp, change_frame, differences, no_change, same_rows
 from mesh_assets.derive.plan import DerivePlan
-from mesh_assets.derive.transform import Made, Transformer
+from mesh_assets.derive.transform import Made, Transformer, shown_key
 from mesh_assets.errors import ContractError
 from mesh_assets.gating import Guard
 from mesh_assets.lake.access import Principal
@@ -381,6 +381,8 @@ class Derivation:
         for called, change in changed.items():
             if change.truncated:
                 return f"input {called!r} was truncated", None
+            if change.inexact:
+                return f"a key of input {called!r} is outside of its column's type", None
         if not plan.unit:
             names = [one.name for one in plan.inputs if not (one.key or one.through)]
             why = f"inputs without a key path: {', '.join(names)}" if names else "no common key path"
@@ -492,7 +494,7 @@ class Derivation:
         else:
             count += int(result.select(pl.len()).collect().item())
         reports = []
-        for found in list(differences(table.shape, result, standing, row_count=count)):
+        for found in differences(table.shape, result, standing, row_count=count):
             ordinal = self._next_ordinal(table, stamp)
             frame = change_frame(table.shape, table.log.table.schema, found, stamp, ordinal)
             reports.append(self._append(table, frame, (stamp.version, ordinal + found.height - 1), goal))
@@ -639,7 +641,7 @@ class Derivation:
                 if unlike.is_empty():
                     continue
                 row = unlike.row(0, named=True)
-                key = ", ".join(f"{column}={row[column]!r}" for column in shapes[name].key)
+                key = shown_key(plan, name, row, shapes[name].key)
                 self._messages.append(
                     f"{plan.name}: WRONG WHEN COMPUTED IN PARTS: of table {name!r} {unlike.height} of "
                     f"{unit.height} sampled keys differ from {what} (for example {key}); from now on every "

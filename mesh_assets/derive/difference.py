@@ -96,7 +96,8 @@ def _unlike(one: str, other: str, kind: pl.DataType) -> pl.Expr:
     if not kind.is_float():
         return left.ne_missing(right)
     scale = pl.max_horizontal(left.abs(), right.abs())
-    noise = ((left - right).abs() <= scale * _NOISE).fill_null(value=False)
+    near = (left - right).abs() <= scale * _NOISE
+    noise = (scale.is_finite() & near).fill_null(value=False)
     return left.ne_missing(right) & ~noise
 
 

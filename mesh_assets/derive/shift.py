@@ -21,7 +21,7 @@ from deltalake.exceptions import DeltaError
 
 from mesh_assets.catalog.local import LocalCatalog
 from mesh_assets.catalog.releases import Releases
-from mesh_assets.checks import Checker, blocked
+from mesh_assets.checks import Checker, Releaser, blocked
 from mesh_assets.derive.derivation import Derivation, Heads, Step
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.transform import Cancelled, Transformer
@@ -33,7 +33,7 @@ from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.memory import be_frugal
 from mesh_assets.names import ProductName
-from mesh_assets.plan import Target, checks_uri
+from mesh_assets.plan import Target, checks_uri, statistics_uri
 from mesh_assets.readiness import promises
 from mesh_assets.replay import Desks, Replayed
 from mesh_assets.report import Budget, Observer, ShiftResult, Silent
@@ -61,7 +61,15 @@ class Tended:
         """The tables of these plans."""
         layout = plans[0].layout
         targets = tuple(target for plan in plans for target in plan.targets)
-        own = [uri for plan in plans for uri in (plan.versions_uri, checks_uri(layout, plan.name))]
+        own = [
+            uri
+            for plan in plans
+            for uri in (
+                plan.versions_uri,
+                checks_uri(layout, plan.name),
+                statistics_uri(layout, plan.name),
+            )
+        ]
         return cls(targets, (*own, layout.lineage()))
 
 
@@ -156,6 +164,15 @@ class DeriveShift:
                     tending=self._lineage.tending,
                 )
             )
+            self._releaser = inside.enter_context(
+                Releaser(
+                    layout,
+                    self.plans[0].product.folder.absolute().parent.parent,
+                    self._heads,
+                    self.run_id,
+                    tending=self._lineage.tending,
+                )
+            )
             self._pool = ThreadPoolExecutor(min(_MOST_THREADS, len(self.plans)), thread_name_prefix="derive")
             inside.callback(self._stop)
             self._desks = Desks(layout, [plan.name for plan in self.plans])
@@ -196,6 +213,7 @@ class DeriveShift:
         budget, observer = self.budget, self.observer
         looked = moved = time.monotonic()
         asked = 0.0
+        self._stirred = False
         while True:
             now = time.monotonic()
             if now - asked >= _HEAD_SECONDS:
@@ -206,7 +224,8 @@ class DeriveShift:
             if self._settle():
                 # Another product may be made of what was just written.
                 moved, asked = time.monotonic(), 0.0
-            self._replay()
+            if self._replay() or self._stirred:
+                moved, asked, self._stirred = time.monotonic(), 0.0, False
             self._report()
             self._lineage.recorder.flush_if_due()
             if self._unpublished and self._catalog.write_if_due():
@@ -220,7 +239,7 @@ class DeriveShift:
                     self.result.reason = "contract changed"
                     self._finish()
                     return
-            busy = any(course.busy for course in self._courses.values())
+            busy = self._releaser.pending or any(course.busy for course in self._courses.values())
             if not busy and now - moved >= budget.idle_seconds and not self.expecting():
                 return
             if now - self._started > budget.max_seconds and observer.relieved():
@@ -236,15 +255,16 @@ class DeriveShift:
                 time.sleep(_POLL_SECONDS)
 
     def _look(self) -> None:
-        for log in self._heads.values():
+        for name, log in self._heads.items():
             log.refresh()
+            self._releaser.offer(name, log.latest())
 
     def _report(self) -> None:
         for report in self._housekeeper.reports():
             self.observer.fold(report)
         for checked in self._checker.reports():
             self.observer.checked(checked)
-        for messages in (self._housekeeper.messages, self._checker.messages):
+        for messages in (self._housekeeper.messages, self._checker.messages, self._releaser.messages):
             while messages:
                 self.observer.message(messages.pop(0))
 
@@ -319,13 +339,19 @@ class DeriveShift:
             if row is None:
                 return None
             why = self._blocked(course, name, row)
-            if why is not None:
+            passed = row.version
+            if self._releaser.holds(name):
+                passed = self._releaser.released(name) or 0
+            elif why is not None:
+                passed = 0
+            if passed < row.version:
                 held = (
                     course.derivation.latest()
                     if course.derivation
                     else VersionLog(plan.versions_uri).latest()
                 )
-                at = held.parents.get(str(name), 0) if held else 0
+                # Never back: what it is made of stands, whatever a later evaluation says.
+                at = max(passed, held.parents.get(str(name), 0) if held else 0)
                 row = self._heads[name].at(at) if at else None
                 if row is None:
                     return None
@@ -335,14 +361,16 @@ class DeriveShift:
     def _blocked(self, course: _Course, name: ProductName, row: VersionRow) -> str | None:
         known = course.blocked.get(name)
         now = time.monotonic()
-        if known is not None and known[0] == row.version and (known[1] is None or now < known[2]):
-            return known[1]
-        if known is not None and now < known[2]:
+        if self._releaser.holds(name):
+            why = self._releaser.why(name)
+        elif known is not None and now < known[2]:
             # Checks are run at most once in a while: the last outcome stands until then.
             return known[1]
-        why = blocked(course.plan.layout, name)
+        else:
+            why = blocked(course.plan.layout, name)
         if why is not None and (known is None or known[1] != why):
             self.observer.message(f"{course.plan.name} waits: {why}")
+            self._stirred = True
         course.blocked[name] = (row.version, why, now + _BLOCKED_SECONDS)
         return why
 
@@ -362,7 +390,7 @@ class DeriveShift:
                 continue
             except Fenced as fenced:
                 self._fenced(course, fenced)
-            except _FAULTS as error:
+            except Exception as error:  # noqa: BLE001 - told; the other products go on
                 self._refuse(course, error, course.attempted)
             else:
                 if step is not None:
@@ -392,7 +420,7 @@ class DeriveShift:
         if self.result.refused.get(str(name)) != text:
             self.result.refused[str(name)] = text
             self.observer.message(f"{name} stays as it is: {text}")
-        course.plan.refuse(state, text, datetime.now(UTC).isoformat())
+        course.plan.refuse("passing" if _passing(error) else state, text, datetime.now(UTC).isoformat())
 
     def _done(self, course: _Course, step: Step) -> None:
         name = course.plan.name
@@ -434,22 +462,52 @@ class DeriveShift:
 
     # -- quarantine -------------------------------------------------------------------------------
 
-    def _replay(self) -> None:
+    def _replay(self) -> bool:
+        """Answer who asks for a replay; whether anybody does."""
+        served = False
         if any(course.busy for course in self._courses.values()):
-            return
+            return served
         for name, answer in self._desks.serve(self.run_id, self._replayed):
             told = ", ".join(f"{table} {one.sentence()}" for table, one in answer.tables.items())
             self.observer.message(f"{name}: replay of quarantine: {told}")
+            served = True
+        return served
 
-    def _replayed(self, name: ProductName, tables: Sequence[str]) -> Mapping[str, Replayed]:
+    def _replayed(self, name: ProductName, tables: Sequence[str]) -> Mapping[str, Replayed] | None:
         course = self._courses[name]
         wanted = tables or [target.table for target in course.plan.targets]
         try:
             with self._lineage.product(name):
                 if course.derivation is None:
                     course.derivation = self._opened(course)
-                return {table: course.derivation.replay(table) for table in wanted}
-        except (StorageFull, Fenced):
+                done = {table: course.derivation.replay(table) for table in wanted}
+                step = self._shown(course.derivation)
+        except StorageFull:
             raise
+        except Fenced as fenced:
+            self._fenced(course, fenced)
+            return None
         except _FAULTS as error:
+            course.derivation = None
             return {table: Replayed(refused=str(error)) for table in wanted}
+        course.fences = 0
+        if step is not None:
+            self._done(course, step)
+        return done
+
+    def _shown(self, derivation: Derivation) -> Step | None:
+        """Write the version that has what was released: whoever asked may read it at once."""
+        parents = derivation.parents()
+        if parents is None or not derivation.unfinished():
+            return None
+        step = derivation.step(parents)
+        for one in derivation.plan.inputs:
+            version, count = step.reads[one.name]
+            self._lineage.read(derivation.plan.name, one, version=version, row_count=count)
+        self._lineage.version(step.version)
+        return step
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether the same attempt may well succeed: storage, or the transform's process, was lost under it."""
+    return isinstance(error, (OSError, DeltaError)) or isinstance(error.__context__, (EOFError, OSError))

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -221,8 +221,14 @@ class Transformer:
     def _await(self, plan: DerivePlan, worker: _Child, request: Mapping[str, Any]) -> dict[str, Any]:
         limits = plan.limits
         if not worker.loaded:
-            if not worker.replies.poll(_START_SECONDS) or "ready" not in worker.replies.recv():
-                raise TransformError(f"{plan.name}: no process could be started for its transform")
+            try:
+                if not worker.replies.poll(_START_SECONDS) or "ready" not in worker.replies.recv():
+                    raise EOFError
+            except (EOFError, OSError):
+                raise TransformError(
+                    f"{plan.name}: no process could be started for its transform",
+                    hint="memory may have run out; it is tried again",
+                ) from None
             worker.loaded = True
         worker.requests.send(request)
         deadline = time.monotonic() + limits.max_seconds
@@ -271,6 +277,17 @@ def _first_line(path: Path) -> int:
     return next((n for n, text in enumerate(lines, 1) if re.match(rf"def {child.FUNCTION}\b", text)), 1)
 
 
+def shown_key(plan: DerivePlan, table: str, row: Mapping[str, Any], key: Sequence[str]) -> str:
+    """A key for a message that many may read: without values of restricted columns."""
+    columns = {column.name: column for column in plan.product.contract.table(table).columns}
+
+    def shown(name: str) -> str:
+        hidden = name in columns and columns[name].classification == "restricted"
+        return f"{name}=(restricted)" if hidden else f"{name}={row[name]!r}"
+
+    return ", ".join(map(shown, key))
+
+
 def _require_keys(plan: DerivePlan, table: str, frame: pl.LazyFrame, shape: Shape) -> None:
     """Refuse a result in which a key is null or occurs twice.
 
@@ -284,8 +301,7 @@ def _require_keys(plan: DerivePlan, table: str, frame: pl.LazyFrame, shape: Shap
     if wrong.is_empty():
         return
     named = "; ".join(
-        ", ".join(f"{name}={row[name]!r}" for name in key) + f" ({row['_count']} rows)"
-        for row in wrong.iter_rows(named=True)
+        f"{shown_key(plan, table, row, key)} ({row['_count']} rows)" for row in wrong.iter_rows(named=True)
     )
     null = any(row[name] is None for row in wrong.iter_rows(named=True) for name in key)
     raise TransformError(

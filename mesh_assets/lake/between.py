@@ -23,12 +23,19 @@ class Between:
         earlier, later: the table at both cuts.
         keys: the key of every accepted change, each once (its own; a key move names both).
         truncated: the table was emptied in between: every key may have changed.
+        inexact: a key's value is outside of its column's type, so its column does not say which it is.
     """
 
     earlier: View
     later: View
     keys: pl.DataFrame
     truncated: bool
+    inexact: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the keys do not tell which rows may have changed."""
+        return self.truncated or self.inexact
 
     @property
     def empty(self) -> bool:
@@ -50,13 +57,13 @@ class Between:
 
         Rows that did not change in the end are among them.
         """
-        if set(columns) <= set(self.keys.columns) and not self.truncated:
+        if set(columns) <= set(self.keys.columns) and not self.whole:
             return self.keys.select(columns).unique().drop_nulls()
         sides = [self._touched(view).select(columns).unique() for view in (self.earlier, self.later)]
         return pl.concat(pl.collect_all(sides, engine="streaming")).unique().drop_nulls()
 
     def _touched(self, view: View, *, meta: bool = False) -> pl.LazyFrame:
-        return view.rows(meta=meta) if self.truncated else view.holding(self.keys, meta=meta)
+        return view.rows(meta=meta) if self.whole else view.holding(self.keys, meta=meta)
 
     def _only(self, one: View, other: View) -> pl.LazyFrame:
         names = one.shape.columns.names()
@@ -79,7 +86,8 @@ def between(earlier: View, later: View) -> Between:
     narrow = rows.select(*later.shape.key, _truncate=pl.col("_op") == "t").unique()
     found = narrow.collect(engine="streaming")
     keys = found.filter(~pl.col("_truncate")).select(later.shape.key)
-    return Between(earlier, later, keys, truncated=bool(found["_truncate"].any()))
+    inexact = any(keys[name].null_count() for name in later.shape.inexact)
+    return Between(earlier, later, keys, truncated=bool(found["_truncate"].any()), inexact=inexact)
 
 
 def changes_between(log: ChangeLog, current_uri: str, low: int, high: int) -> Between:

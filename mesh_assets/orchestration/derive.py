@@ -3,14 +3,15 @@
 # Dagster reads the annotation of `context` as an object: no postponed annotations in this module.
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from mesh_assets.contract.discovery import Product, discover
 from mesh_assets.errors import Fenced
-from mesh_assets.names import Layout
+from mesh_assets.names import Layout, ProductName
 from mesh_assets.orchestration.report import RunObserver, Subject
 from mesh_assets.orchestration.shift import ACTIVE, SHIFT_TAG, acknowledge_cancel, deferred_interrupts
 from mesh_assets.orchestration.subscription import (
@@ -23,6 +24,9 @@ from mesh_assets.orchestration.subscription import (
 )
 from mesh_assets.orchestration.version import newest_versions
 from mesh_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from mesh_assets.derive import DerivePlan
 
 DERIVE_TAG = "mesh/derive"
 """Run tag ``<domain>``; the run queue lets one run per value start (``dagster.yaml``)."""
@@ -152,7 +156,9 @@ def _derive(context: dg.AssetExecutionContext, domain: str) -> Iterator[dg.Mater
                     context.log.info(f"another shift derives these products: {error}")
                 else:
                     observer.ended(result)
-                    instance.add_run_tags(run_id, {SEEN_TAG: seen_text(expecting.seen, code_text(products))})
+                    behind = _left_behind(plans, result.refused)
+                    seen = seen_text(expecting.seen, code_text(products), behind)
+                    instance.add_run_tags(run_id, {SEEN_TAG: seen})
                     break
             else:
                 note = {"mesh/derived_by": dg.MetadataValue.dagster_run(other.run_id)}
@@ -170,6 +176,21 @@ def _derive(context: dg.AssetExecutionContext, domain: str) -> Iterator[dg.Mater
             acknowledge_cancel(instance, run_id)
             raise dg.DagsterExecutionInterruptedError
         yield from observer.results(note)
+
+
+def _left_behind(plans: "Sequence[DerivePlan]", refused: Mapping[str, str]) -> list[ProductName]:
+    """The products that another shift may bring further though nothing else changes.
+
+    Not those that were refused for good: ``pending`` leaves out what fails with these inputs, and a
+    refusal without a state, of this shift, is one of the contract itself.
+    """
+    found = []
+    for plan in plans:
+        refusal = plan.refusal()
+        for_good = refusal is not None and not refusal["state"] and str(plan.name) in refused
+        if not for_good and plan.pending() is not None:
+            found.append(plan.name)
+    return found
 
 
 def _behind(layout: Layout, products: Sequence[Product], heads: Heads) -> bool:

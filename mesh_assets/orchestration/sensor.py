@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -184,10 +185,13 @@ def _begun(
 
 def _past(records: Sequence[dg.RunRecord]) -> Past:
     """What the derive shifts that have ended, newest first, have left."""
-    seen = next((text for record in records if (text := record.dagster_run.tags.get(SEEN_TAG))), "")
+    texts = [text for record in records if (text := record.dagster_run.tags.get(SEEN_TAG))]
+    seen = texts[0] if texts else ""
+    attempts = sum(1 for _ in takewhile(lambda text: text == seen, texts))
     last = records[0] if records else None
     failed = last is not None and last.dagster_run.status == dg.DagsterRunStatus.FAILURE
-    return Past(seen, last.end_time if last is not None and failed else None)
+    ended_at = (last.end_time or last.create_timestamp.timestamp()) if last is not None else 0.0
+    return Past(seen, last.end_time if last is not None and failed else None, ended_at, max(1, attempts))
 
 
 @dataclass(frozen=True)

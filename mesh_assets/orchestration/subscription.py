@@ -3,6 +3,7 @@
 A derive shift leaves in its run's tags up to which versions of its inputs it has looked. A version
 beyond is a reason for the next shift; one that it has seen is none, whether or not every product
 could be derived from it: a transform that failed fails again until it, or an input, is another.
+A product left behind for a reason that may pass is named there too, and tried again ever later.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ SEEN_TAG = ".dagster/mesh_seen"
 RETRY_SECONDS = 30.0
 """How long the next shift waits after one that failed."""
 
+BEHIND_SECONDS = 60.0
+"""How long the next shift waits after one that left a product behind; twice as long after each more."""
+
+LONGEST_BEHIND_SECONDS = 600.0
+
 Heads = Mapping[ProductName, int]
 
 
@@ -31,10 +37,14 @@ class Past:
     Attributes:
         seen: :data:`SEEN_TAG` of the last one that has one; empty if none has.
         failed_at: when the last one ended, if it failed, in seconds since 1970.
+        ended_at: when the last one ended.
+        attempts: how many of the last ones have left the same ``seen``.
     """
 
     seen: str = ""
     failed_at: float | None = None
+    ended_at: float = 0.0
+    attempts: int = 1
 
 
 def input_products(products: Iterable[Product], discovery: Discovery) -> list[Product]:
@@ -70,10 +80,11 @@ def code_text(products: Iterable[Product]) -> str:
     return ",".join(f"{one.name}:{one.contract.hash[:12]}:{one.code_hash[:12]}" for one in products)
 
 
-def seen_text(heads: Heads, code: str) -> str:
-    """The value of :data:`SEEN_TAG`."""
+def seen_text(heads: Heads, code: str, behind: Iterable[ProductName] = ()) -> str:
+    """The value of :data:`SEEN_TAG`; ``behind``: what may yet be made of the same inputs."""
     versions = {str(name): version for name, version in sorted(heads.items())}
-    return json.dumps({"code": code, "heads": versions})
+    left = sorted(str(name) for name in behind)
+    return json.dumps({"code": code, "heads": versions, **({"behind": left} if left else {})})
 
 
 def seen_heads(text: str, code: str) -> dict[ProductName, int]:
@@ -85,6 +96,15 @@ def seen_heads(text: str, code: str) -> dict[ProductName, int]:
         return {ProductName.parse(name): int(version) for name, version in found["heads"].items()}
     except (UnknownName, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def left_behind(text: str) -> list[str]:
+    """The products that :func:`seen_text` named as left behind."""
+    try:
+        found = json.loads(text or "{}").get("behind", [])
+        return [str(name) for name in found]
+    except (ValueError, TypeError, AttributeError):
+        return []
 
 
 def due(
@@ -119,4 +139,9 @@ def due(
             return True, f"{name} has version {heads[name]}"
     if running:
         return True, f"changes of {', '.join(running)} are being captured"
+    if behind := ", ".join(left_behind(past.seen)):
+        pause = min(LONGEST_BEHIND_SECONDS, BEHIND_SECONDS * 2.0 ** (past.attempts - 1))
+        if now - past.ended_at >= pause:
+            return True, f"{behind} was left behind"
+        return False, f"{behind} was left behind; tried again in {past.ended_at + pause - now:.0f} s"
     return False, "nothing new"

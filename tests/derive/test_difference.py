@@ -85,3 +85,13 @@ def test_the_order_of_a_sum_is_no_change() -> None:
     assert old[1, "p"][2] != new[1, "p"][2]
     assert list(differences(SHAPE, frame(new), frame(old), row_count=0)) == []
     assert list(differences(SHAPE, frame(new), frame(old), row_count=10**9)) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "old"), [(1.0, float("inf")), (float("-inf"), 2.0), (float("inf"), float("-inf"))]
+)
+def test_infinity_is_never_noise(new: float, old: float) -> None:
+    made = frame({(1, "p"): (None, None, new, None), (2, "p"): (None, None, old, None)})
+    stands = frame({(1, "p"): (None, None, old, None), (2, "p"): (None, None, old, None)})
+    (found,) = differences(SHAPE, made, stands, row_count=4)
+    assert found.select("a", "_op", "_new_share", "_old_share").rows() == [(1, "u", new, old)]

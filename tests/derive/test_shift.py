@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-from mesh_assets.checks import Checked, CheckLog
+from mesh_assets.checks import Checked, CheckLog, released
 from mesh_assets.derive import DeriveShift
 from mesh_assets.errors import AsOfRefused
 from mesh_assets.lake.version import VersionLog
@@ -20,12 +20,15 @@ from mesh_assets.report import VersionReport
 from tests.derive.world import (
     CUSTOMERS,
     EAGER,
+    KEYS,
     ORDERS,
     RATES,
+    SCHEMAS,
     SPENDING,
     SPENDING_TRANSFORM,
     Listening,
     World,
+    contract_text,
 )
 
 
@@ -330,3 +333,66 @@ def test_an_input_that_fails_a_blocking_check_is_not_taken_further(world: World)
     outcome(world, "passed")
     world.shift()
     same(world)
+
+
+ENOUGH = """\
+quality:
+  - name: enough
+    type: sql
+    query: SELECT count(*) FROM ${table}
+    mustBeGreaterThan: 70
+    severity: error
+    customProperties:
+      - property: blocking
+        value: true
+"""
+
+
+def test_a_version_that_fails_a_blocking_check_is_never_taken(world: World) -> None:
+    tables = {table: (schema, KEYS[table]) for (owner, table), schema in SCHEMAS.items() if owner == ORDERS}
+    contract = contract_text(ORDERS, tables, captured=True, quality={"amount": ENOUGH})
+    (world.products / "shop" / "orders" / "contract.yaml").write_text(contract)
+    world.reload()
+    customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
+    few = [(number, 0) for number in range(20)]
+
+    class Watching(Listening):
+        """Writes a version that fails after the first, and one that passes when that is waited for."""
+
+        def version(self, report: VersionReport) -> None:
+            if report.row.version == 1:
+                orders.remove("lines", *few)
+                orders.cut()
+                customers.put("customers", (5, "south"))
+                customers.cut()
+
+        def message(self, text: str) -> None:
+            super().message(text)
+            if "shop.spending waits" in text:
+                orders.put("lines", *((*key, Decimal("2.50")) for key in few))
+                orders.cut()
+
+    watching = Watching()
+    result = DeriveShift(world.plans(), budget=EAGER, observer=watching).run()
+    assert (result.reason, result.refused) == ("idle", {})
+    last = VersionLog(world.mesh.layout.versions(SPENDING)).latest()
+    assert last is not None
+    rows = VersionLog(world.mesh.layout.versions(SPENDING)).between(1, last.version)
+    assert list(dict.fromkeys(row.parents["shop.orders"] for row in rows)) == [1, 3]
+    assert last.parents == {"shop.customers": 2, "shop.orders": 3}
+    found = CheckLog(world.mesh.layout, ORDERS).history()
+    enough = [(one.version, one.status) for one in found if one.scope == Scope.TABLE and one.blocking]
+    # What passes at once is not kept each time: what held consumers back is, and its end.
+    assert enough == [(2, "failed"), (3, "passed")]
+    assert released(world.mesh.layout, ORDERS) == 3
+    same(world)
+    # A later shift that begins with a version that fails knows which one passed.
+    orders.remove("lines", *few)
+    orders.cut()
+    customers.put("customers", (6, "south"))
+    customers.cut()
+    world.shift()
+    last = VersionLog(world.mesh.layout.versions(SPENDING)).latest()
+    assert last is not None
+    assert last.parents == {"shop.customers": 3, "shop.orders": 3}
+    assert released(world.mesh.layout, ORDERS) == 3

@@ -162,3 +162,27 @@ def test_whatever_was_folded_meanwhile(
         assert images(view.holding(pair)) == wanted
         by_value = pl.DataFrame({"value": ["1"]})
         assert images(view.holding(by_value)) == {k: v for k, v in book.at(seq).items() if v == "1"}
+
+
+def test_a_key_outside_of_its_columns_type_is_not_lost(tmp_path: Path) -> None:
+    schema = pa.schema([("valid_from", pa.date32()), ("value", pa.string())])
+    log = ChangeLog.create(str(tmp_path / "changes"), schema, ("valid_from",))
+    for number, value in enumerate(["old", "new"]):
+        rows = pa.table(
+            {
+                "valid_from": pa.array([None], pa.date32()),
+                "value": [value],
+                "_op": ["c" if number == 0 else "u"],
+                "_position": pa.array([number], pa.int64()),
+                "_ordinal": pa.array([0], pa.int64()),
+                "_xid": pa.array([1], pa.int64()),
+                "_committed_at": pa.array([_AT], pa.timestamp("us", "UTC")),
+                "_exact": pa.array([[("valid_from", "infinity")]], pa.map_(pa.string(), pa.string())),
+            }
+        )
+        log.append(rows, source="app", position=(number, 0), captured_at=_AT, schema_version=1)
+    found = changes_between(log, str(tmp_path / "current"), 0, 1)
+    assert (found.inexact, found.whole, found.truncated, found.empty) == (True, True, False, False)
+    assert found.before.select("value").collect()["value"].to_list() == ["old"]
+    assert found.after.select("value").collect()["value"].to_list() == ["new"]
+    assert found.images(["value"])["value"].sort().to_list() == ["new", "old"]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.names import ProductName
 from mesh_assets.orchestration.subscription import (
+    BEHIND_SECONDS,
+    LONGEST_BEHIND_SECONDS,
     RETRY_SECONDS,
     Past,
     code_text,
     due,
     input_products,
+    left_behind,
     root_sources,
     seen_heads,
     seen_text,
@@ -87,6 +92,24 @@ def test_after_a_failure_the_next_one_waits() -> None:
     assert due(products, heads(products, 8), failed, [], NOW + RETRY_SECONDS)[0]
 
 
+@pytest.mark.parametrize(
+    ("attempts", "pause"), [(1, BEHIND_SECONDS), (2, 2 * BEHIND_SECONDS), (8, LONGEST_BEHIND_SECONDS)]
+)
+def test_what_was_left_behind_is_tried_again_ever_later(attempts: int, pause: float) -> None:
+    _, products = sample()
+    name = products[0].name
+    seen = seen_text(heads(products, 7), code_text(products), [name])
+    left = Past(seen, ended_at=NOW, attempts=attempts)
+    assert due(products, heads(products, 7), left, [], NOW + pause - 10) == (
+        False,
+        f"{name} was left behind; tried again in 10 s",
+    )
+    assert due(products, heads(products, 7), left, [], NOW + pause) == (True, f"{name} was left behind")
+    # Another version is a reason at once.
+    assert due(products, heads(products, 8), left, [], NOW)[0]
+
+
 def test_a_strange_memory_is_forgotten() -> None:
     for text in ("", "{", "[]", '{"code": "x", "heads": {"a": "b"}}', '{"code": "x", "heads": []}'):
         assert seen_heads(text, "x") == {}
+        assert left_behind(text) == []

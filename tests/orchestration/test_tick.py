@@ -112,3 +112,15 @@ def test_what_a_cancelled_shift_has_not_seen_is_derived_by_the_next(world: World
     world.append("sales.orders")
     world.run(dg.DagsterRunStatus.CANCELED, derive_tag("sales"))
     assert world.tick()[0] == ["sales.orders has version 2"]
+
+
+def test_a_product_left_behind_is_tried_again_once_in_a_while(world: World) -> None:
+    world.append_all()
+    heads = newest_versions(world.layout, world.scope.inputs, world.instance)
+    seen = seen_text(heads, code_text(world.scope.derived), [NAME])
+    for _ in range(2):
+        world.run(dg.DagsterRunStatus.SUCCESS, {**derive_tag("sales"), SEEN_TAG: seen})
+    reasons, why = world.tick()
+    assert reasons == []
+    seconds = int(why.removeprefix(f"derived products: {NAME} was left behind; tried again in ").split()[0])
+    assert 60 < seconds <= 120
