@@ -510,4 +510,6 @@ class DeriveShift:
 
 def _passing(error: BaseException) -> bool:
     """Whether the same attempt may well succeed: storage, or the transform's process, was lost under it."""
-    return isinstance(error, (OSError, DeltaError)) or isinstance(error.__context__, (EOFError, OSError))
+    return isinstance(error, (OSError, DeltaError)) or isinstance(
+        error.__cause__ or error.__context__, (EOFError, OSError)
+    )

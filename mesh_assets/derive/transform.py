@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -250,16 +250,21 @@ class Transformer:
                     f"it did not finish within {limits.max_seconds:g} s and was ended",
                     "let polars do the loop, or raise limits.max_seconds in defs.yaml",
                 )
-        try:
-            reply: dict[str, Any] = worker.replies.recv()
-        except EOFError:
-            code = worker.process.wait()
-            how = f"by signal {-code}" if code < 0 else f"with code {code}"
-            raise TransformError(
-                f"{display(plan.transform)}:1: {plan.name}: its process ended {how}",
-                hint="memory may have run out, or native code crashed",
-            ) from None
-        return reply
+        reply: dict[str, Any] | None = None
+        with suppress(EOFError):
+            reply = worker.replies.recv()
+        if reply is not None:
+            return reply
+        code = worker.process.wait()
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        died = TransformError(
+            f"{display(plan.transform)}:1: {plan.name}: its process ended {how}",
+            hint="memory may have run out, or native code crashed",
+        )
+        if code == -signal.SIGKILL:
+            # Killed from outside: the same attempt may well succeed.
+            raise died from EOFError()
+        raise died
 
     def _ended(self, plan: DerivePlan, worker: _Child, what: str, hint: str) -> TransformError:
         line = worker.line(plan.transform) or _first_line(plan.transform)
