@@ -13,15 +13,15 @@ from typing import Any, Self
 
 from benchmarks.child import Report, asked_to_end, serve
 from benchmarks.organisation import DOMAIN, SOURCE, settings_of
-from mesh_assets import ingest
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest import shift
+from mesh_assets.ingest.lineage import ShiftLineage
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lineage.event import LineageRun
 from mesh_assets.lineage.reconcile import close_dead
 from mesh_assets.lineage.recorder import Recorder
-from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.product import Mesh
-from mesh_assets.report import BatchReport, Budget, Silent, TableReport, VersionReport
-from mesh_assets.shift_lineage import ShiftLineage
+from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.report import BatchReport, Budget, Silent, TableReport, VersionReport
 
 
 class _Timed(ShiftLineage):
@@ -110,7 +110,7 @@ class _Watch(Silent):
 
 def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
     """Run a shift until it is idle or asked to end."""
-    vars(ingest)["ShiftLineage"] = _Timed if parameters["lineage"] else _Off
+    vars(shift)["ShiftLineage"] = _Timed if parameters["lineage"] else _Off
     plan = Mesh(settings_of(Path(parameters["folder"]))).plan(DOMAIN, SOURCE)
     # Folds and checks would only add to the noise.
     budget = Budget(max_seconds=3600, idle_seconds=parameters["idle_seconds"], fold=None, check_seconds=None)

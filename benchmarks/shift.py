@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks.child import Report, asked_to_end, serve
 from benchmarks.organisation import DOMAIN, SOURCE, settings_of
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.product import Mesh
-from mesh_assets.report import BatchReport, Budget, FoldReport, Silent, VersionReport
+from mesh_assets.shift.report import BatchReport, Budget, FoldReport, Silent, VersionReport
 
 
 class _Watch(Silent):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mesh_assets.memory import choose_allocators
+from mesh_assets.shift.memory import choose_allocators
 
 if TYPE_CHECKING:
     from mesh_assets.product import open

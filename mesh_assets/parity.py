@@ -22,7 +22,7 @@ from mesh_assets.cdc.message import position_text
 from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
 from mesh_assets.cdc.source import Source
 from mesh_assets.errors import AsOfRefused, SlotBusy, TableMissing
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake.checksum import key_hash, row_hash
 from mesh_assets.lake.ledger import Ledger
 from mesh_assets.lake.log import REJECTED, ChangeLog
@@ -31,8 +31,8 @@ from mesh_assets.lake.shape import Shape
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
 from mesh_assets.names import ProductName
-from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.report import BatchReport, Budget, Silent
+from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.report import BatchReport, Budget, Silent
 
 RANGE_ROWS = 250_000
 _DRAIN_SECONDS = 10.0

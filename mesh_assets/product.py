@@ -32,8 +32,8 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, VersionRow, parse_as_of
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, publication_name, slot_name
 from mesh_assets.parity import ParityResult, parity
-from mesh_assets.plan import CapturePlan, Target, capture_plan
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import CapturePlan, Target, capture_plan
 from mesh_assets.status import (
     InputStatus,
     ProductStatus,

@@ -13,7 +13,7 @@ import polars as pl
 from mesh_assets.contract.discovery import Product
 from mesh_assets.derive.shift import DeriveShift
 from mesh_assets.errors import ContractError, MeshError, SlotBusy, UnknownName
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake.access import Principal, authorise
 from mesh_assets.lake.log import BEFORE, SEQ, ChangeLog
 from mesh_assets.lake.quarantine import RULES, images, last_rows, open_rows
@@ -22,8 +22,8 @@ from mesh_assets.lake.tail import shape_of
 from mesh_assets.names import CHANGES, ProductName
 from mesh_assets.product import Mesh
 from mesh_assets.quality.rule import Ruleset
-from mesh_assets.replay import Answer, Desk, Request
-from mesh_assets.report import Budget, Silent
+from mesh_assets.shift.replay import Answer, Desk, Request
+from mesh_assets.shift.report import Budget, Silent
 
 MOST_ENTRIES = 100
 """How many entries of a table are listed if nobody says otherwise."""

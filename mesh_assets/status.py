@@ -20,6 +20,7 @@ from mesh_assets.cdc.refusal import RefusalLog
 from mesh_assets.cdc.source import Head, Source, SourceConfig
 from mesh_assets.contract.discovery import Product
 from mesh_assets.errors import MeshError, SourceError, TableMissing
+from mesh_assets.ingest.landing import gap_count_of
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.log import ChangeLog
@@ -27,9 +28,8 @@ from mesh_assets.lake.position import Lsn
 from mesh_assets.lake.read import pin
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog, VersionRow
-from mesh_assets.landing import gap_count_of
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
-from mesh_assets.plan import CapturePlan
+from mesh_assets.shift.plan import CapturePlan
 
 _LOOK_SECONDS = 2
 

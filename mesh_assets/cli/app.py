@@ -166,7 +166,7 @@ def shift(
     Ctrl-C ends it between two batches.
     """
     from mesh_assets.cli import shift as command
-    from mesh_assets.report import Budget
+    from mesh_assets.shift.report import Budget
 
     budget = Budget(max_seconds=max_seconds, idle_seconds=idle_seconds)
     raise typer.Exit(command.run(_mesh(), domain, source, budget, as_json=as_json))

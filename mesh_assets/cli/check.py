@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mesh_assets import checks
-from mesh_assets.checks import Checked
+from mesh_assets.checks.evaluation import check_product
+from mesh_assets.checks.log import Checked
 from mesh_assets.cli.terminal import cell, console, emit, finite, show_error, table
 from mesh_assets.contract.discovery import Product
 from mesh_assets.errors import MeshError, SettingError
@@ -37,7 +37,7 @@ def run(mesh: Mesh, names: Sequence[str], *, docs: bool, as_json: bool) -> int:
         try:
             with progress.status(f"checking {name}"):
                 # The version that is there now; without one this says what to do.
-                found[name] = checks.run(mesh.layout, product, mesh.cut(product.name).version)
+                found[name] = check_product(mesh.layout, product, mesh.cut(product.name).version)
             if docs and found[name]:
                 with progress.status(f"building Data Docs of {name}"):
                     pages[name] = _build(mesh, product, found[name])

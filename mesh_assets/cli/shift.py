@@ -9,9 +9,9 @@ from types import FrameType
 
 from mesh_assets.cli.terminal import cell, console, emit, note, table
 from mesh_assets.errors import UnknownName
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.product import Mesh
-from mesh_assets.report import BatchReport, Budget, FoldReport, ShiftResult, Silent, VersionReport
+from mesh_assets.shift.report import BatchReport, Budget, FoldReport, ShiftResult, Silent, VersionReport
 
 _INTERRUPTED = 130
 

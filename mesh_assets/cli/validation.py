@@ -25,9 +25,9 @@ from mesh_assets.contract.loader import load
 from mesh_assets.contract.model import Contract
 from mesh_assets.errors import ContractError, MeshError, Mistake, UnknownName
 from mesh_assets.inspection import inspect
-from mesh_assets.plan import capture_plan
 from mesh_assets.readers import column_readers, input_tables
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import capture_plan
 
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+): (?P<message>.*)")
 

@@ -25,7 +25,6 @@ from mesh_assets.derive.difference import Stamp, change_frame, differences, no_c
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.transform import Made, Transformer, shown_key
 from mesh_assets.errors import ContractError
-from mesh_assets.gating import Guard
 from mesh_assets.lake.access import Principal
 from mesh_assets.lake.between import Between, between
 from mesh_assets.lake.log import Appended, ChangeLog
@@ -36,10 +35,11 @@ from mesh_assets.lake.tail import shape_of
 from mesh_assets.lake.version import InputPosition, VersionLog, VersionRow
 from mesh_assets.lake.view import Reader, View, chosen
 from mesh_assets.names import ProductName
-from mesh_assets.plan import Target
 from mesh_assets.quality.gate import Gate
-from mesh_assets.replay import Replayed
-from mesh_assets.report import BatchReport, TableReport, VersionReport
+from mesh_assets.shift.gating import Guard
+from mesh_assets.shift.plan import Target
+from mesh_assets.shift.replay import Replayed
+from mesh_assets.shift.report import BatchReport, TableReport, VersionReport
 
 _WHOLE = "derive/whole"
 """App transaction: the code that proved not to be computable in parts, as :func:`_number` of its hash."""

@@ -17,9 +17,9 @@ from mesh_assets.errors import UnknownName
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
-from mesh_assets.plan import Target, product_files
 from mesh_assets.readers import table_readers
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import Target, product_files
 
 _REFUSAL_FILE = "refused.json"
 _HASH_LETTERS = 16

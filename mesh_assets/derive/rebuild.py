@@ -19,9 +19,9 @@ import polars as pl
 from mesh_assets.contract.discovery import Product
 from mesh_assets.derive.derivation import Derivation, Heads
 from mesh_assets.derive.difference import differences
+from mesh_assets.derive.lineage import DeriveLineage
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.transform import Transformer
-from mesh_assets.derive_lineage import DeriveLineage
 from mesh_assets.errors import CommitConflict, Fenced, TableMissing
 from mesh_assets.lake.checksum import row_hash
 from mesh_assets.lake.current import CLUSTERED, FOLDED, HELD, Current, digest
@@ -35,9 +35,9 @@ from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage.recorder import Recorder
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.parity import Difference, ParityResult, RangeResult
-from mesh_assets.plan import Target
-from mesh_assets.readiness import promises
-from mesh_assets.shift_lineage import Tending
+from mesh_assets.shift.lineage import Tending
+from mesh_assets.shift.plan import Target
+from mesh_assets.shift.readiness import promises
 
 _FOLDER = "_rebuild"
 _MOST_EXAMPLES = 10

@@ -21,22 +21,24 @@ from deltalake.exceptions import DeltaError
 
 from mesh_assets.catalog.local import LocalCatalog
 from mesh_assets.catalog.releases import Releases
-from mesh_assets.checks import Checker, Releaser, blocked
+from mesh_assets.checks.checker import Checker
+from mesh_assets.checks.log import blocked
+from mesh_assets.checks.releaser import Releaser
 from mesh_assets.derive.derivation import Derivation, Heads, Step
+from mesh_assets.derive.lineage import DeriveLineage
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.transform import Cancelled, Transformer
-from mesh_assets.derive_lineage import DeriveLineage
 from mesh_assets.errors import Fenced, MeshError, StorageFull
-from mesh_assets.housekeeping import Housekeeper
 from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.version import VersionLog, VersionRow
-from mesh_assets.memory import be_frugal
 from mesh_assets.names import ProductName
-from mesh_assets.plan import Target, checks_uri, statistics_uri
-from mesh_assets.readiness import promises
-from mesh_assets.replay import Desks, Replayed
-from mesh_assets.report import Budget, Observer, ShiftResult, Silent
+from mesh_assets.shift.housekeeping import Housekeeper
+from mesh_assets.shift.memory import be_frugal
+from mesh_assets.shift.plan import Target, checks_uri, statistics_uri
+from mesh_assets.shift.readiness import promises
+from mesh_assets.shift.replay import Desks, Replayed
+from mesh_assets.shift.report import Budget, Observer, ShiftResult, Silent
 
 _FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException, ValueError)
 _LOOK_SECONDS = 10.0

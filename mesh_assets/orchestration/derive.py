@@ -117,7 +117,7 @@ class Expectation:
 def _derive(context: dg.AssetExecutionContext, domain: str) -> Iterator[dg.MaterializeResult[None]]:
     # What follows loads the Delta Lake library, which a code server has no need of.
     from mesh_assets.derive import DeriveShift, derive_plans
-    from mesh_assets.report import Budget
+    from mesh_assets.shift.report import Budget
 
     settings = Settings()
     layout = Layout(settings.lake_root)

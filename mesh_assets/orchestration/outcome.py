@@ -14,8 +14,8 @@ from mesh_assets.orchestration.rule import check_name
 
 if TYPE_CHECKING:
     # Loading these loads the Delta Lake library, which a code server has no need of.
-    from mesh_assets.checks import Checked
-    from mesh_assets.report import CheckReport
+    from mesh_assets.checks.log import Checked
+    from mesh_assets.shift.report import CheckReport
 
 SAME_SECONDS = 300.0
 """How long an outcome that stays as it was is not told again."""

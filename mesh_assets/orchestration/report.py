@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from mesh_assets.contract.discovery import Product
     from mesh_assets.derive import DerivePlan
     from mesh_assets.lake.version import VersionRow
-    from mesh_assets.plan import CapturePlan, Target
-    from mesh_assets.report import BatchReport, CheckReport, FoldReport, ShiftResult, VersionReport
+    from mesh_assets.shift.plan import CapturePlan, Target
+    from mesh_assets.shift.report import BatchReport, CheckReport, FoldReport, ShiftResult, VersionReport
 
 REPORT_SECONDS = 10.0
 QUEUE_LOOK_SECONDS = 2.0

@@ -1,6 +1,6 @@
 """The quality rules of products as Dagster shows them, without what compiles them.
 
-A process of its own (:mod:`mesh_assets.rule_list`) lists them; what it found is kept in Dagster's home
+A process of its own (:mod:`mesh_assets.checks.rule_list`) lists them; what it found is kept in Dagster's home
 until a file of the products changes.
 """
 
@@ -24,7 +24,7 @@ from mesh_assets.errors import ContractError
 from mesh_assets.names import ProductName
 from mesh_assets.settings import Settings
 
-_MODULE = "mesh_assets.rule_list"
+_MODULE = "mesh_assets.checks.rule_list"
 _FILE = "rules.json"
 _OTHER = re.compile(r"[^A-Za-z0-9_]")
 _FILES = (".yaml", ".yml", ".py", ".sql", ".json")

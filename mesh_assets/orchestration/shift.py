@@ -116,9 +116,9 @@ def _drain(
     # What follows loads the Delta Lake library, which a code server has no need of.
     from mesh_assets.cdc.source import Source
     from mesh_assets.contract.discovery import discover
-    from mesh_assets.ingest import Shift
-    from mesh_assets.plan import capture_plan
-    from mesh_assets.report import Budget
+    from mesh_assets.ingest.shift import Shift
+    from mesh_assets.shift.plan import capture_plan
+    from mesh_assets.shift.report import Budget
 
     settings = Settings()
     plan = capture_plan(settings, discover(settings.products), domain, source)

@@ -10,13 +10,13 @@ from mesh_assets.catalog import enterprise, local
 from mesh_assets.catalog.finding import Catalog, findings
 from mesh_assets.catalog.graph import Graph, Node, version_tree
 from mesh_assets.derive.shift import DeriveShift
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.local import organisation
 from mesh_assets.local.postgres import Cluster
 from mesh_assets.names import ProductName
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget
 
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05)
 OVERVIEW = "sales.customer_360"

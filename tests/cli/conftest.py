@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mesh_assets.cli.app import app
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.local import organisation
 from mesh_assets.local.organisation.sales import Sales
 from mesh_assets.local.postgres import Cluster
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget
 
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05)
 

@@ -18,8 +18,8 @@ from typer.testing import Result
 from mesh_assets.cli import completion
 from mesh_assets.cli.app import app
 from mesh_assets.contract.discovery import discover
-from mesh_assets.plan import CapturePlan, capture_plan
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import CapturePlan, capture_plan
 
 Run = Callable[..., Result]
 PROJECT = Path(__file__).resolve().parents[2]

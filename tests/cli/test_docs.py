@@ -19,8 +19,8 @@ from typer.testing import Result
 from mesh_assets.cli.app import app
 from mesh_assets.derive.shift import DeriveShift
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget
 from tests.cli.conftest import Organisation
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -14,11 +14,11 @@ from mesh_assets.contract import Discovery
 from mesh_assets.contract.keeping import kept_files, kept_name
 from mesh_assets.derive.shift import DeriveShift
 from mesh_assets.errors import ContractError
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.names import ProductName
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget
 from tests.contract.folder import Folder
 
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02)

@@ -17,11 +17,11 @@ from dataclasses import asdict
 from mesh_assets import failpoint
 from mesh_assets.cdc.warm import warm
 from mesh_assets.errors import MeshError
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake import table
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.upkeep import Upkeep
-from mesh_assets.report import Budget, Silent
+from mesh_assets.shift.report import Budget, Silent
 from tests.crash.pool import Ending, Order
 from tests.crash.world import plan_for
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake import table
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.upkeep import Upkeep
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget, FoldReport, Silent
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget, FoldReport, Silent
 from tests.crash import workload
 from tests.crash.reader import GRACE_SECONDS
 

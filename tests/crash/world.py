@@ -19,8 +19,8 @@ from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import Layout, ProductName
 from mesh_assets.parity import ParityResult, parity
-from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.replay import Desk
+from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.replay import Desk
 from tests.crash import workload
 from tests.crash.pool import KILLED, Order, Pool
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mesh_assets.derive import DeriveShift
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.upkeep import Upkeep
-from mesh_assets.report import Budget
+from mesh_assets.shift.report import Budget
 from tests.derive.world import World
 
 # Everything happens as often as it can.

@@ -18,7 +18,7 @@ from mesh_assets.derive.rebuild import rebuild
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import CURRENT, ProductName
-from mesh_assets.plan import Target
+from mesh_assets.shift.plan import Target
 from tests.derive.world import CUSTOMERS, FOLDING, ORDERS, SPENDING, SPENDING_TRANSFORM, World
 
 

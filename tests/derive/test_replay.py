@@ -14,8 +14,8 @@ from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import ProductName
 from mesh_assets.orchestration.derive import _left_behind
 from mesh_assets.quarantine import replay
-from mesh_assets.readiness import Promises
-from mesh_assets.replay import Replayed
+from mesh_assets.shift.readiness import Promises
+from mesh_assets.shift.replay import Replayed
 from tests.derive.test_shift import RULE
 from tests.derive.world import CUSTOMERS, ORDERS, SPENDING, SPENDING_TRANSFORM, World
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-from mesh_assets.checks import Checked, CheckLog, released
+from mesh_assets.checks.log import Checked, CheckLog, released
 from mesh_assets.derive import DeriveShift
 from mesh_assets.errors import AsOfRefused
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import ProductName
 from mesh_assets.quality.rule import Scope
-from mesh_assets.report import VersionReport
+from mesh_assets.shift.report import VersionReport
 from tests.derive.world import (
     CUSTOMERS,
     EAGER,

@@ -20,8 +20,8 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import InputPosition, VersionLog
 from mesh_assets.names import CHANGES, CURRENT, ProductName
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget, ShiftResult, Silent
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget, ShiftResult, Silent
 
 CUSTOMERS, ORDERS = ProductName("shop", "customers"), ProductName("shop", "orders")
 RATES, SPENDING = ProductName("shop", "rates"), ProductName("shop", "spending")

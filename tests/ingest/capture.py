@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import psycopg
 
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.parity import parity
-from mesh_assets.plan import CapturePlan
-from mesh_assets.report import Budget, ShiftResult, Silent
+from mesh_assets.shift.plan import CapturePlan
+from mesh_assets.shift.report import Budget, ShiftResult, Silent
 
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30)
 LARGE = Budget(idle_seconds=0.4, batch_seconds=0.02)

@@ -20,7 +20,7 @@ from mesh_assets.cdc.source import Source
 from mesh_assets.errors import StorageFull
 from mesh_assets.lake.ledger import Ledger
 from mesh_assets.parity import parity
-from mesh_assets.plan import CapturePlan
+from mesh_assets.shift.plan import CapturePlan
 from tests.crash.workload import Application
 from tests.crash.world import plan_for
 from tests.ingest.capture import drain

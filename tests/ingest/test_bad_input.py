@@ -32,10 +32,10 @@ from mesh_assets.lake.table import Table
 from mesh_assets.local.organisation.application import schema
 from mesh_assets.local.organisation.sales import Sales
 from mesh_assets.local.postgres import Cluster
-from mesh_assets.plan import CapturePlan
 from mesh_assets.product import Mesh
-from mesh_assets.report import BatchReport, Silent
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import CapturePlan
+from mesh_assets.shift.report import BatchReport, Silent
 from tests.crash import workload
 from tests.crash.world import World, plan_for
 from tests.ingest.capture import LARGE, QUICK, assert_equal, drain, execute, log_of

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from mesh_assets import failpoint
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake.access import Principal
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.ledger import Ledger
@@ -35,8 +35,8 @@ from mesh_assets.lake.read import as_of
 from mesh_assets.lake.upkeep import Upkeep
 from mesh_assets.lake.version import AsOf, Horizon, VersionLog
 from mesh_assets.local.postgres import Cluster
-from mesh_assets.plan import CapturePlan
-from mesh_assets.report import Budget
+from mesh_assets.shift.plan import CapturePlan
+from mesh_assets.shift.report import Budget
 from tests.crash import workload
 from tests.crash.world import PRODUCT, plan_for
 

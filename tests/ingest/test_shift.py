@@ -16,7 +16,7 @@ from mesh_assets.errors import Fenced, SlotBusy, SourceDisconnected, SourceNotRe
 from mesh_assets.lake.ledger import Ledger
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.lineage import store
-from mesh_assets.report import BatchReport, ShiftResult, Silent, VersionReport
+from mesh_assets.shift.report import BatchReport, ShiftResult, Silent, VersionReport
 from tests.crash.world import World
 from tests.ingest import capture
 from tests.ingest.capture import QUICK, assert_equal, drain, log_of

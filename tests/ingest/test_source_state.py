@@ -16,8 +16,8 @@ from mesh_assets.cdc.gap import GapLog
 from mesh_assets.cdc.refusal import RefusalLog
 from mesh_assets.lake.table import Table
 from mesh_assets.local.postgres import Cluster
-from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.report import BatchReport, Silent
+from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.report import BatchReport, Silent
 from mesh_assets.status import source_status
 from tests.crash import workload
 from tests.crash.world import PRODUCT, World, plan_for

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake import table as table_module
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.signature import signatures
@@ -21,7 +21,7 @@ from mesh_assets.lineage.completeness import Explanation, explain
 from mesh_assets.lineage.event import LineageRun, lake_output
 from mesh_assets.lineage.recorder import Recorder
 from mesh_assets.lineage.store import read
-from mesh_assets.report import Budget
+from mesh_assets.shift.report import Budget
 from tests.crash.pool import KILLED, Pool
 from tests.crash.world import World
 from tests.lineage.specification import facets, problems

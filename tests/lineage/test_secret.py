@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mesh_assets.errors import MeshError
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.event import LineageRun, to_json
 from mesh_assets.lineage.secret import redacted
 from mesh_assets.lineage.store import read
-from mesh_assets.report import Budget, Silent
+from mesh_assets.shift.report import Budget, Silent
 from tests.crash.world import World
 
 SECRETS = [

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mesh_assets.cli.app import app
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.local.organisation.application import schema
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget
 
 PROJECT = Path(__file__).resolve().parents[2]
 

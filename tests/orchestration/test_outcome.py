@@ -9,13 +9,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mesh_assets.checks import Checked
+from mesh_assets.checks.log import Checked
 from mesh_assets.names import CURRENT, ProductName
 from mesh_assets.orchestration.outcome import SAME_SECONDS, Outcomes
 from mesh_assets.orchestration.prune import Keeping, prune
 from mesh_assets.orchestration.rule import check_name
 from mesh_assets.orchestration.storage import InstanceStorage
-from mesh_assets.report import CheckReport
+from mesh_assets.shift.report import CheckReport
 
 NAME = ProductName("sales", "orders")
 KEY = dg.AssetCheckKey(dg.AssetKey(NAME.asset_key(CURRENT, "orders")), "amount_positive")

@@ -15,8 +15,8 @@ from mesh_assets.contract.loader import load
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.orchestration.report import REPORT_SECONDS, RunObserver
 from mesh_assets.orchestration.shift import deferred_interrupts
-from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.report import BatchReport, ShiftResult, TableReport
+from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.report import BatchReport, ShiftResult, TableReport
 
 PRODUCTS = Path(__file__).resolve().parents[2] / "products"
 NAME = ProductName("sales", "orders")

@@ -7,12 +7,12 @@ from typing import Any
 
 import psycopg
 
-from mesh_assets.ingest import Shift
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.names import ProductName
-from mesh_assets.plan import CapturePlan
 from mesh_assets.product import Mesh
-from mesh_assets.report import Budget, ShiftResult, Silent
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import CapturePlan
+from mesh_assets.shift.report import Budget, ShiftResult, Silent
 
 NAME = ProductName("shop", "things")
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30, check_seconds=0.0)

@@ -13,11 +13,11 @@ import pyarrow as pa
 from mesh_assets.cdc.relation import Column, Relation
 from mesh_assets.cdc.schema import SchemaLog
 from mesh_assets.cdc.type import arrow_type, builtin
-from mesh_assets.landing import Landing
+from mesh_assets.ingest.landing import Landing
 from mesh_assets.names import ProductName
-from mesh_assets.plan import Target
 from mesh_assets.quality.gate import Gate
 from mesh_assets.quality.rule import Check, Expectation, Query, Rule, Scope
+from mesh_assets.shift.plan import Target
 
 PRODUCT = ProductName("shop", "things")
 SOURCE = "app"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mesh_assets.ingest.landing import Landing
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.quarantine import open_rows
-from mesh_assets.landing import Landing
 from tests.quarantine.reading import at_source, current, fold_all, quarantined
 from tests.quarantine.table import (
     BIGINT,

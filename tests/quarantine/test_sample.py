@@ -7,15 +7,15 @@ from pathlib import Path
 
 import psycopg
 
-from mesh_assets import checks
-from mesh_assets.ingest import Shift
+from mesh_assets.checks import log as checks
+from mesh_assets.ingest.shift import Shift
 from mesh_assets.local.organisation.application import schema
 from mesh_assets.local.organisation.sales import Sales
 from mesh_assets.names import ProductName
 from mesh_assets.product import Mesh
 from mesh_assets.quarantine import quarantine
-from mesh_assets.report import Budget
 from mesh_assets.settings import Settings
+from mesh_assets.shift.report import Budget
 
 PRODUCTS = Path(__file__).parents[2] / "products"
 QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05)

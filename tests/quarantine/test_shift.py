@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mesh_assets import checks
 from mesh_assets.catalog.releases import Releases
 from mesh_assets.cdc.source import Source
+from mesh_assets.checks import log as checks
 from mesh_assets.cli.app import app
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.parity import ParityResult
 from mesh_assets.quarantine import quarantine, replay
-from mesh_assets.report import CheckReport, Silent, VersionReport
+from mesh_assets.shift.report import CheckReport, Silent, VersionReport
 from tests.quarantine.shop import NAME, QUICK, Shop
 
 LARGE = "repeat('large', 1000)"

@@ -22,8 +22,8 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
-from mesh_assets.plan import statistics_uri
 from mesh_assets.quality.profile import ColumnProfile, TableProfile, incremental, merged
+from mesh_assets.shift.plan import statistics_uri
 
 NUMBER = "number"
 """Column and app transaction: refreshes are numbered from 1."""

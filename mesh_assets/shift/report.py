@@ -14,7 +14,7 @@ from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import ProductName
 
 if TYPE_CHECKING:
-    from mesh_assets.checks import Checked
+    from mesh_assets.checks.log import Checked
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class CheckReport:
     """The quality rules of one product were evaluated on one version.
 
     Attributes:
-        outcomes: one per rule (:class:`mesh_assets.checks.Checked`).
+        outcomes: one per rule (:class:`mesh_assets.checks.log.Checked`).
     """
 
     name: ProductName

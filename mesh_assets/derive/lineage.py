@@ -27,8 +27,8 @@ from mesh_assets.lineage.reconcile import recover
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.lineage.transform import transform_columns
 from mesh_assets.names import ProductName, lake_dataset, lineage_job
-from mesh_assets.report import VersionReport
-from mesh_assets.shift_lineage import Tending, parent_of
+from mesh_assets.shift.lineage import Tending, parent_of
+from mesh_assets.shift.report import VersionReport
 
 
 class DeriveLineage:

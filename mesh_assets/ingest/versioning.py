@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from importlib.metadata import version as package_version
 
+from mesh_assets.ingest.landing import Landing
 from mesh_assets.lake.access import Principal
 from mesh_assets.lake.version import InputPosition, VersionLog
-from mesh_assets.landing import Landing
 from mesh_assets.names import ProductName
-from mesh_assets.plan import CapturePlan
-from mesh_assets.report import VersionReport
+from mesh_assets.shift.plan import CapturePlan
+from mesh_assets.shift.report import VersionReport
 
 VERSION_SECONDS = 0.5
 """A product gets at most one version in this time, so that its version log stays small."""

@@ -32,7 +32,7 @@ from mesh_assets.cdc.schema import SchemaLog
 from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
 from mesh_assets.cdc.source import Source
 from mesh_assets.cdc.stream import ReplicationStream
-from mesh_assets.checks import Checker
+from mesh_assets.checks.checker import Checker
 from mesh_assets.errors import (
     MeshError,
     MigrationRefused,
@@ -43,22 +43,22 @@ from mesh_assets.errors import (
     SourceDisconnected,
     SourceError,
 )
-from mesh_assets.housekeeping import Housekeeper
+from mesh_assets.ingest.landing import Landing, SnapshotLanding
+from mesh_assets.ingest.lineage import ShiftLineage
+from mesh_assets.ingest.quiet import Quiet, passed
+from mesh_assets.ingest.versioning import Cutter
 from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.table import Table
-from mesh_assets.landing import Landing, SnapshotLanding
-from mesh_assets.memory import be_frugal
 from mesh_assets.names import ProductName
-from mesh_assets.plan import CapturePlan, checks_uri
-from mesh_assets.quiet import Quiet, passed
-from mesh_assets.readiness import TABLE_ERRORS, check_contract, preflight, promises
-from mesh_assets.replay import Desks, Replayed
-from mesh_assets.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
-from mesh_assets.shift_lineage import ShiftLineage
-from mesh_assets.versioning import Cutter
+from mesh_assets.shift.housekeeping import Housekeeper
+from mesh_assets.shift.memory import be_frugal
+from mesh_assets.shift.plan import CapturePlan, checks_uri
+from mesh_assets.shift.readiness import TABLE_ERRORS, check_contract, preflight, promises
+from mesh_assets.shift.replay import Desks, Replayed
+from mesh_assets.shift.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
 
 _LOOK_SECONDS = 10.0
 _POLL_SECONDS = 0.2

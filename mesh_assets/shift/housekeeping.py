@@ -27,11 +27,11 @@ from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import Upkeep, maintain
-from mesh_assets.memory import release
 from mesh_assets.names import ProductName
-from mesh_assets.plan import Tables, Target
-from mesh_assets.report import FoldReport, VersionReport
-from mesh_assets.shift_lineage import FoldRecording, Tending
+from mesh_assets.shift.lineage import FoldRecording, Tending
+from mesh_assets.shift.memory import release
+from mesh_assets.shift.plan import Tables, Target
+from mesh_assets.shift.report import FoldReport, VersionReport
 
 _FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException)
 _PATIENCE_SECONDS = 60.0

@@ -22,10 +22,10 @@ from mesh_assets.errors import (
     UnknownName,
 )
 from mesh_assets.names import Layout, ProductName
-from mesh_assets.plan import CapturePlan, Target
 from mesh_assets.quality import load
 from mesh_assets.quality.gate import Gate
 from mesh_assets.quality.rule import Ruleset, Scope
+from mesh_assets.shift.plan import CapturePlan, Target
 
 TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
 """What is wrong with one table only: the others go on."""

@@ -1,12 +1,10 @@
-"""The lineage of a shift: one run for the capture, and one for each fold and piece of upkeep beside it."""
+"""The lineage of a capture shift: one run from its start to its end."""
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,25 +13,22 @@ from openlineage.client.facet_v2 import JobFacet
 from psycopg.conninfo import conninfo_to_dict
 
 from mesh_assets.contract.model import Contract
-from mesh_assets.lake.current import Current
-from mesh_assets.lake.fold import Fold
-from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.position import Lsn
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import (
     Dataset,
     Name,
     changes_dataset,
-    current_dataset,
     same_columns,
     versions_dataset,
 )
-from mesh_assets.lineage.event import LineageRun, Parent
+from mesh_assets.lineage.event import LineageRun
 from mesh_assets.lineage.reconcile import recover
 from mesh_assets.lineage.recorder import Recorder, Recording
-from mesh_assets.names import Layout, ProductName, lake_dataset, lineage_job, postgres_dataset
-from mesh_assets.plan import CapturePlan, Target
-from mesh_assets.report import TableReport, VersionReport
+from mesh_assets.names import ProductName, lake_dataset, lineage_job, postgres_dataset
+from mesh_assets.shift.lineage import Tending, parent_of
+from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.report import TableReport, VersionReport
 
 
 class ShiftLineage:
@@ -155,112 +150,6 @@ class ShiftLineage:
         return product.contract if product else None
 
 
-class FoldRecording:
-    """One fold under way."""
-
-    def __init__(self, recording: Recording, changes: Name, current: Name) -> None:
-        self._recording = recording
-        self._changes = changes
-        self._current = current
-
-    def folded(self, log: ChangeLog, current: Current, done: Fold) -> None:
-        """The fold is done: say what was read, and what the table holds now."""
-        recording = self._recording
-        recording.read(self._changes, version=log.table.version, row_count=done.tail_row_count)
-        recording.gather()
-        metrics = facet.dataset_metrics(
-            row_count=done.row_count,
-            byte_count=current.byte_count,
-            file_count=len(current.table.files()),
-            at=datetime.now(UTC),
-        )
-        recording.note(self._current, {"dataQualityMetrics": metrics})
-
-
-class Tending:
-    """The lineage of what is done with tables beside a shift, from whichever thread.
-
-    Attributes:
-        recorder: takes the runs.
-        parent: the run of the shift that writes a product.
-
-    Args:
-        recorder: takes the runs.
-        layout: of the lake.
-        contracts: of the products whose tables are tended.
-        parent: the run of the shift that a product is written by, if there is one now.
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        layout: Layout,
-        contracts: Mapping[ProductName, Contract],
-        parent: Callable[[ProductName], Parent | None],
-    ) -> None:
-        self.recorder = recorder
-        self.parent = parent
-        self._layout = layout
-        self._contracts = contracts
-
-    @contextmanager
-    def fold(self, target: Target) -> Iterator[FoldRecording]:
-        """A current table is folded."""
-        changes, current = self._tables(target)
-        with self.recorder.run(
-            target.name.domain,
-            f"{target.name.product}.{target.table}",
-            "fold",
-            datasets=(changes, current),
-            parent=self.parent(target.name),
-        ) as recording:
-            yield FoldRecording(recording, changes.name, current.name)
-
-    @contextmanager
-    def upkeep(self, target: Target, uri: str) -> Iterator[Recording]:
-        """A table is compacted, archived and vacuumed: one of the target's, or one that lies beside it."""
-        dataset = next(
-            (one for one in self._tables(target) if one.name == lake_dataset(uri)),
-            None,
-        )
-        subject = f"{target.name.product}.{target.table}"
-        if dataset is None:
-            dataset = self._beside(uri)
-            subject = "/".join(part for part in uri.removeprefix(self._layout.root).split("/") if part)
-        with self.recorder.run(
-            target.name.domain, subject, "upkeep", datasets=(dataset,), parent=self.parent(target.name)
-        ) as recording:
-            yield recording
-
-    def _tables(self, target: Target) -> tuple[Dataset, Dataset]:
-        contract = self._contracts.get(target.name)
-        changes = changes_dataset(self._layout, target.name, target.table, target.changes_uri, contract)
-        current = current_dataset(
-            self._layout,
-            target.name,
-            target.table,
-            target.current_uri,
-            contract,
-            changes=changes.name,
-            key=target.key,
-        )
-        return changes, current
-
-    def _beside(self, uri: str) -> Dataset:
-        for name, contract in self._contracts.items():
-            if uri == self._layout.versions(name):
-                return versions_dataset(self._layout, name, contract)
-        return Dataset(lake_dataset(uri), warehouse=self._layout.root)
-
-
-def parent_of(run_id: str, namespace: str) -> Parent | None:
-    """The orchestrator's run as the one above; None if its id is none that OpenLineage takes."""
-    try:
-        return Parent(str(uuid.UUID(run_id)), namespace, "dagster")
-    except ValueError:
-        return None
-
-
 def _job_facets(plan: CapturePlan) -> dict[str, JobFacet]:
     owners = [
         product.contract.owners[0]
@@ -268,7 +157,7 @@ def _job_facets(plan: CapturePlan) -> dict[str, JobFacet]:
         if product.contract.owners
     ]
     facets: dict[str, JobFacet] = {
-        "sourceCodeLocation": facet.code_location(Path(__file__).with_name("ingest.py"))
+        "sourceCodeLocation": facet.code_location(Path(__file__).with_name("shift.py"))
     }
     if owners:
         facets["ownership"] = facet.job_owners(list(dict.fromkeys(owners)))

@@ -8,14 +8,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mesh_assets import statistics
 from mesh_assets.catalog import local
+from mesh_assets.checks import statistics
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import Layout
-from mesh_assets.plan import statistics_uri
 from mesh_assets.quality import profile
+from mesh_assets.shift.plan import statistics_uri
 from tests.quarantine.shop import NAME, QUICK, Shop
 
 EAGER = replace(QUICK, fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0))

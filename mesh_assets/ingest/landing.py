@@ -20,14 +20,14 @@ from mesh_assets.cdc.relation import IDENTITY_FULL, Leaf, Relation
 from mesh_assets.cdc.schema import SchemaLog, SchemaVersion, added_columns, leaves_of, same_shape
 from mesh_assets.cdc.snapshot import ExportedSnapshot, SnapshotChunk
 from mesh_assets.errors import MeshError, MigrationRefused
-from mesh_assets.gating import Guard, Verdict
 from mesh_assets.lake.checksum import Held
 from mesh_assets.lake.log import Appended, ChangeLog
 from mesh_assets.lake.quarantine import Release, source_rows
 from mesh_assets.lake.table import Table
-from mesh_assets.plan import Target
 from mesh_assets.quality.gate import Gate
-from mesh_assets.report import TableReport
+from mesh_assets.shift.gating import Guard, Verdict
+from mesh_assets.shift.plan import Target
+from mesh_assets.shift.report import TableReport
 
 _SNAPSHOT = "snapshot"
 _SNAPSHOT_LSN = "snapshot/lsn"

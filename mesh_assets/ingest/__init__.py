@@ -1,0 +1,1 @@
+"""Ingestion: a source drained into the change logs of its products."""
