@@ -1,4 +1,4 @@
-# The project's commands; `make` alone lists them. Needs a POSIX shell, make and Python 3.11 to 3.13.
+# The project's commands; `make` alone lists them. Needs a POSIX shell, make and Python 3.11 to 3.14.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -6,7 +6,7 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Empty: the first of python3, python3.13, python3.12 and python3.11 that will do.
+# Empty: the first of python3, python3.14, python3.13, python3.12 and python3.11 that will do.
 PYTHON ?=
 ARGS ?=
 KILLS ?= 300
@@ -95,13 +95,13 @@ endef
 
 $(VENV)/.created:
 	@wanted="$(PYTHON)"; \
-	for name in $${wanted:-python3 python3.13 python3.12 python3.11}; do \
-		if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	for name in $${wanted:-python3 python3.14 python3.13 python3.12 python3.11}; do \
+		if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
 			found=$$name; break; \
 		fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "This needs Python 3.11, 3.12 or 3.13; found: $$($${wanted:-python3} --version 2>&1)." >&2; \
+		echo "This needs Python 3.11 to 3.14; found: $$($${wanted:-python3} --version 2>&1)." >&2; \
 		echo "Install one of them, or name one: make PYTHON=/path/to/python3.12 ..." >&2; \
 		exit 1; \
 	fi; \
