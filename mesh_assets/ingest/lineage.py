@@ -56,6 +56,7 @@ class ShiftLineage:
             job_facets=_job_facets(plan),
         )
         self._sources = {(target.name, target.table): _source_name(plan, target) for target in plan.targets}
+        self._parts = {name: self._parts_of(name) for name in plan.products}
         self._recording = Recording(self.recorder, run, self._datasets())
         self._truncate_count: Counter[tuple[ProductName, str]] = Counter()
         self._inside = ExitStack()
@@ -102,21 +103,20 @@ class ShiftLineage:
         """A product version is durable: list every Delta version that it covers."""
         lsn = report.row.lsn
         made = {"mesh_product": facet.product_version(str(report.name), report.row.version)}
-        names = [lake_dataset(self._plan.layout.versions(report.name))]
-        for target in self._plan.targets:
-            if target.name == report.name:
-                source = self._sources[(target.name, target.table)]
-                names += [lake_dataset(target.changes_uri), source]
-                self._recording.reached(source, str(Lsn(lsn)) if lsn else "")
+        sources, written = self._parts[report.name]
+        if lsn:
+            for name in sources:
+                self._recording.reached(name, str(Lsn(lsn)))
         self._recording.gather()
-        for name in names:
+        for name in (*written, *sources):
             self._recording.note(name, made)
-        self._recording.progress(names)
+        self._recording.progress((*written, *sources))
 
     def flush_if_due(self) -> None:
         """Write what waits; called where nothing else happens."""
-        self._recording.gather()
-        self.recorder.flush_if_due()
+        if self.recorder.store.due:
+            self._recording.gather()
+            self.recorder.flush_if_due()
 
     def _close_dead(self) -> None:
         """Tell the end of an earlier shift that was killed, and what it and its folds committed."""
@@ -144,6 +144,13 @@ class ShiftLineage:
                 )
             )
         return found
+
+    def _parts_of(self, product: ProductName) -> tuple[list[Name], list[Name]]:
+        """What a version of a product covers: the source's tables, and those that capture writes."""
+        mine = [target for target in self._plan.targets if target.name == product]
+        written = [lake_dataset(self._plan.layout.versions(product))]
+        written += [lake_dataset(target.changes_uri) for target in mine]
+        return [self._sources[(target.name, target.table)] for target in mine], written
 
     def _contract(self, name: ProductName) -> Contract | None:
         product = self._plan.definitions.get(name)

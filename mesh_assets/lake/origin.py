@@ -71,6 +71,11 @@ class Origin:
         with self._lock:
             self._made.append(made)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._made)
+
     def take(self) -> list[Made]:
         """The commits made since the last call, in order."""
         with self._lock:

@@ -1,17 +1,18 @@
-"""The lineage of quality checks: which tables they looked at, at which version, and how they came out."""
+"""The lineage of quality checks and statistics: which tables they looked at, as of when, what they found."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 
 from mesh_assets.contract.model import Contract
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Dataset, changes_dataset, current_dataset
 from mesh_assets.lineage.event import Parent
 from mesh_assets.lineage.recorder import Recorder, Recording
-from mesh_assets.names import CHANGES, CURRENT, Layout, lake_dataset, mesh_dataset
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset, mesh_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +73,7 @@ def check_run(
         log: told of what fails, if the recorder is its own.
     """
     name = contract.name
-    inputs = {}
-    for table in tables:
-        changes = changes_dataset(layout, name, table, layout.table(name, CHANGES, table), contract)
-        current = current_dataset(
-            layout,
-            name,
-            table,
-            layout.table(name, CURRENT, table),
-            contract,
-            changes=changes.name,
-            key=contract.table(table).key,
-        )
-        inputs[table] = (changes, current)
+    inputs = {table: _datasets(layout, contract, table) for table in tables}
     kept = Dataset(lake_dataset(checks_uri), mesh_dataset(name, "checks"), layout.root, contract)
     datasets = [one for pair in inputs.values() for one in pair] + [kept]
     with ExitStack() as stack:
@@ -104,3 +93,85 @@ def check_run(
         for one in datasets:
             recording.note(one.name, {"mesh_product": facet.product_version(str(name), version)})
         yield CheckRecording(recording, inputs)
+
+
+class StatisticsRecording:
+    """Statistics that are being brought up to date."""
+
+    def __init__(self, product: ProductName, recording: Recording, inputs: Mapping[str, Dataset]) -> None:
+        self._product = product
+        self._recording = recording
+        self._inputs = inputs
+
+    def profiled(
+        self,
+        table: str,
+        delta_version: int,
+        columns: Mapping[str, facet.ColumnMetrics],
+        *,
+        row_count: int,
+        byte_count: int,
+        file_count: int,
+        version: int | None,
+    ) -> None:
+        """The columns of a current table, as of a Delta version of it, are known.
+
+        Args:
+            table: the table.
+            delta_version: of the current table.
+            columns: what may be told of each.
+            row_count, byte_count, file_count: of the table.
+            version: of the product, if that is what the table holds.
+        """
+        metrics = facet.dataset_metrics(
+            row_count=row_count,
+            byte_count=byte_count,
+            file_count=file_count,
+            columns=columns,
+            at=datetime.now(UTC),
+        )
+        current = self._inputs[table]
+        self._recording.read(current.name, version=delta_version, row_count=row_count)
+        self._recording.note(current.name, {"dataQualityMetrics": metrics})
+        if version is not None:
+            made = facet.product_version(str(self._product), version)
+            self._recording.note(current.name, {"mesh_product": made})
+
+
+@contextmanager
+def statistics_run(
+    layout: Layout,
+    contract: Contract,
+    statistics_uri: str,
+    *,
+    recorder: Recorder | None = None,
+    parent: Parent | None = None,
+    log: Callable[[str], None] = logger.warning,
+) -> Iterator[StatisticsRecording]:
+    """One refresh of a product's statistics; nothing is told of one that finds nothing new.
+
+    Args:
+        layout: of the lake.
+        contract: the product's.
+        statistics_uri: the table that keeps the statistics.
+        recorder: takes the events; one of its own when left out.
+        parent: the run above it.
+        log: told of what fails, if the recorder is its own.
+    """
+    name = contract.name
+    inputs = {table.name: _datasets(layout, contract, table.name)[1] for table in contract.tables}
+    kept = Dataset(lake_dataset(statistics_uri), mesh_dataset(name, "statistics"), layout.root, contract)
+    with ExitStack() as stack:
+        if recorder is None:
+            recorder = stack.enter_context(Recorder(layout.lineage(), log=log))
+        datasets = (*inputs.values(), kept)
+        run = recorder.run(name.domain, name.product, "statistics", datasets=datasets, parent=parent)
+        yield StatisticsRecording(name, stack.enter_context(run), inputs)
+
+
+def _datasets(layout: Layout, contract: Contract, table: str) -> tuple[Dataset, Dataset]:
+    """A table's change log and its current table."""
+    name = contract.name
+    changes = changes_dataset(layout, name, table, layout.table(name, CHANGES, table), contract)
+    uri, key = layout.table(name, CURRENT, table), contract.table(table).key
+    return changes, current_dataset(layout, name, table, uri, contract, changes=changes.name, key=key)

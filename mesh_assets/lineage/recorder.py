@@ -8,6 +8,7 @@ lists exactly the versions that the run made, and none can be forgotten.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ class Recorder:
     def __init__(self, uri: str, *, log: Callable[[str], None], flush_seconds: float = FLUSH_SECONDS) -> None:
         self.store = DeltaTransport(DeltaConfig(uri, flush_seconds), log).store
         self._forwarder = configured_forwarder(log)
+        self._later: deque[Callable[[], RunEvent]] = deque()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -116,21 +119,35 @@ class Recorder:
 
     def emit(self, *events: RunEvent, urgent: bool | None = None) -> None:
         """Take events over, in the order in which they happened (:meth:`LineageStore.emit`)."""
-        self.store.emit(*events, urgent=urgent)
-        if self._forwarder is not None:
-            for event in events:
-                self._forwarder.emit(event)
+        with self._lock:
+            waited = [self._later.popleft()() for _ in range(len(self._later))]
+            self.store.emit(*waited, *events, urgent=urgent)
+            if self._forwarder is not None:
+                for event in (*waited, *events):
+                    self._forwarder.emit(event)
+
+    def emit_later(self, make: Callable[[], RunEvent]) -> None:
+        """Take over an event that is not urgent, to be made when it is written.
+
+        A dozen made in a row cost half of what they do one by one, seconds apart, and what happens
+        between two versions waits for none of them.
+        """
+        self._later.append(make)
+        self.flush_if_due()
 
     def flush_if_due(self) -> None:
         """Write what waits, if it has waited long enough; call it where nothing else happens."""
-        self.store.flush_if_due()
+        if self.store.due and (self._later or self.store.unsent_count):
+            self.emit()
 
     def flush(self) -> bool:
         """Write what waits; whether nothing waits any more."""
+        self.emit()
         return self.store.flush()
 
     def close(self) -> bool:
         """Write what waits; whether the lake has everything."""
+        self.emit()
         written = self.store.close()
         if self._forwarder is not None:
             self._forwarder.close()
@@ -206,6 +223,7 @@ class Recording:
         self._all_reads: dict[Name, _Read] = {}
         self._all_writes: dict[Name, _Written] = {}
         self._shapes: dict[Name, pa.Schema] = {}
+        self._named: dict[str, Name] = {}
         self._facets: dict[Name, dict[str, DatasetFacet]] = {}
         self._lock = threading.RLock()
 
@@ -274,7 +292,7 @@ class Recording:
         event = self.run.start(
             at,
             inputs=[self._input(name, _Read(), full=True) for name in self._reads],
-            outputs=[self._output(name, None, full=True) for name in outputs],
+            outputs=[self._output(name, None, self._about(name)) for name in outputs],
             facets=self._process(),
         )
         self._told(dict(self._reads), {})
@@ -289,12 +307,18 @@ class Recording:
             writes = {name: one for name, one in self._writes.items() if chosen is None or name in chosen}
             if not reads and not writes:
                 return
-            event = self.run.running(
-                inputs=[self._input(name, read) for name, read in reads.items()],
-                outputs=[self._output(name, written) for name, written in writes.items()],
-            )
+            shapes = {name: self._shape(name, written) for name, written in writes.items()}
             self._told(reads, writes)
-        self._recorder.emit(event)
+        at = datetime.now(UTC)
+
+        def running() -> RunEvent:
+            return self.run.running(
+                at,
+                inputs=[self._input(name, read) for name, read in reads.items()],
+                outputs=[self._output(name, one, shapes[name]) for name, one in writes.items()],
+            )
+
+        self._recorder.emit_later(running)
 
     def end(self, error: BaseException | None = None) -> None:
         """Tell the end, with all that the run read and committed from its beginning."""
@@ -325,7 +349,10 @@ class Recording:
             self.gather()
             self._told(dict(self._reads), dict(self._writes))
             inputs = [self._input(name, read, full=True) for name, read in self._all_reads.items()]
-            outputs = [self._output(name, one, full=True) for name, one in self._all_writes.items()]
+            outputs = [
+                self._output(name, one, self._about(name) | self._shape(name, one, full=True))
+                for name, one in self._all_writes.items()
+            ]
         return inputs, outputs
 
     def _process(self) -> dict[str, RunFacet]:
@@ -333,9 +360,11 @@ class Recording:
 
     def gather(self) -> None:
         """Take over what was noted of commits; call it now and then in a long run that tells nothing."""
+        if not self._origin.waiting:
+            return
         with self._lock:
             for made in self._origin.take():
-                name = lake_dataset(made.uri)
+                name = self._named.get(made.uri) or self._named.setdefault(made.uri, lake_dataset(made.uri))
                 if name in self._datasets:
                     self._writes.setdefault(name, _Written()).take(made)
 
@@ -348,8 +377,7 @@ class Recording:
             self._all_writes.setdefault(name, _Written()).add(written)
 
     def _input(self, name: Name, read: _Read, *, full: bool = False) -> InputDataset:
-        dataset = self._datasets.get(name) or Dataset(name)
-        facets = dataset.about() | self._facets.get(name, {}) if full else {}
+        facets = self._about(name) if full else {}
         facets |= read.facets | _version(read.version, read.versions)
         input_facets = dict(read.input_facets)
         if read.row_count is not None:
@@ -358,21 +386,29 @@ class Recording:
             )
         return InputDataset(*name, facets=facets, inputFacets=input_facets)
 
-    def _output(self, name: Name, written: _Written | None, *, full: bool = False) -> OutputDataset:
-        dataset = self._datasets.get(name) or Dataset(name)
-        facets: dict[str, DatasetFacet] = {}
+    def _about(self, name: Name) -> dict[str, DatasetFacet]:
+        """What is told of a dataset at the beginning and the end of the run."""
+        return (self._datasets.get(name) or Dataset(name)).about() | self._facets.get(name, {})
+
+    def _shape(self, name: Name, written: _Written, *, full: bool = False) -> dict[str, DatasetFacet]:
+        """The columns of an output and where they come from; nothing if that was told, unless ``full``."""
+        schema = written.schema
+        if schema is None or (schema == self._shapes.get(name) and not full):
+            return {}
+        self._shapes[name] = schema
+        return (self._datasets.get(name) or Dataset(name)).shape(schema)
+
+    def _output(
+        self, name: Name, written: _Written | None, told: Mapping[str, DatasetFacet]
+    ) -> OutputDataset:
+        facets = dict(told)
         output_facets: dict[str, OutputDatasetFacet] = {}
-        if full:
-            facets |= dataset.about() | self._facets.get(name, {})
         if written is not None:
             facets |= written.facets
             if written.versions:
                 facets |= _version(str(max(written.versions)), written.versions)
             if written.change is not None:
                 facets["lifecycleStateChange"] = facet.lifecycle(written.change)
-            if written.schema is not None and (full or written.schema != self._shapes.get(name)):
-                self._shapes[name] = written.schema
-                facets |= dataset.shape(written.schema)
             output_facets["outputStatistics"] = (
                 output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
                     rowCount=written.row_count,

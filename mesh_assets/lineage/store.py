@@ -112,12 +112,14 @@ class LineageStore:
             else:
                 self.flush_if_due()
 
+    @property
+    def due(self) -> bool:
+        """Whether what waits has waited long enough."""
+        return time.monotonic() - self._flushed >= self._flush_seconds
+
     def flush_if_due(self) -> bool:
         """Write what waits, if it has waited long enough; call it where nothing else happens."""
-        with self._lock:
-            if not self._buffer or time.monotonic() - self._flushed < self._flush_seconds:
-                return False
-            return self.flush()
+        return bool(self._buffer) and self.due and self.flush()
 
     def flush(self) -> bool:
         """Write what waits in one commit; whether nothing waits any more."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,13 +18,18 @@ from deltalake import write_deltalake
 from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake import table as table_module
 from mesh_assets.lake.current import FoldPolicy
+from mesh_assets.lake.file import FileRef
 from mesh_assets.lake.signature import signatures
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import Upkeep, archive
-from mesh_assets.lineage.completeness import Explanation, explain
+from mesh_assets.lineage import completeness
+from mesh_assets.lineage.completeness import Explanation, explain, explain_further
+from mesh_assets.lineage.dataset import Dataset
 from mesh_assets.lineage.event import LineageRun, lake_output
-from mesh_assets.lineage.recorder import Recorder
+from mesh_assets.lineage.reconcile import close_dead
+from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.lineage.store import read
+from mesh_assets.names import lake_dataset
 from mesh_assets.shift.report import Budget
 from tests.crash.pool import KILLED, Pool
 from tests.crash.world import World
@@ -162,6 +171,136 @@ def test_a_commit_that_two_runs_claim_is_named(world: World) -> None:
     [commit] = found.ambiguous
     assert (commit.uri, commit.version, len(commit.listed_by)) == (uri, 1, 2)
     assert "2 runs" in commit.sentence()
+
+
+def further(world: World) -> Explanation:
+    name = world.plan.products[0]
+    return explain_further(world.plan.layout, name, [target.table for target in world.plan.targets])
+
+
+def append(world: World, recording: Recording | None = None) -> int:
+    """A commit to a change log; in the name of a run, if one is given."""
+    log = Table.open(world.plan.targets[0].changes_uri)
+    with recording.making() if recording else nullcontext():
+        return log.append(log.schema.empty_table(), transactions={})
+
+
+def recording(world: World, recorder: Recorder, name: str) -> Recording:
+    target = world.plan.targets[0]
+    dataset = Dataset(lake_dataset(target.changes_uri))
+    return Recording(recorder, LineageRun("mesh.shop", name, "CAPTURE"), [dataset])
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One host has one clock: a test need not wait until events are old."""
+    monkeypatch.setattr(completeness, "_CLOCKS", timedelta(0))
+
+
+@pytest.mark.usefixtures("clocks")
+def test_a_further_look_reads_what_is_new(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = Table.scan
+
+    def scan(self: Table, files: Iterable[FileRef]) -> pl.LazyFrame:
+        chosen = list(files)
+        opened.extend(file.path for file in chosen)
+        return original(self, chosen)
+
+    for _ in range(3):
+        Shift(world.plan, budget=EAGER).run()
+        world.application.transact(30)
+    whole = explained(world)
+    held = {file.path for file in Table.open(world.plan.layout.lineage()).files()}
+    monkeypatch.setattr(Table, "scan", scan)
+    first = further(world)
+    assert first.complete
+    assert first.commit_count == whole.commit_count
+    # All but the very first event, that a shift begins: it comes before any commit.
+    assert len(held) - 1 <= len(opened) <= len(held)
+    opened.clear()
+    again = further(world)
+    assert (again.complete, again.commit_count, opened) == (True, 0, [])
+    Shift(world.plan, budget=EAGER).run()
+    opened.clear()
+    third = further(world)
+    assert third.complete
+    assert opened
+    assert held.isdisjoint(opened)
+    assert 0 < third.commit_count == explained(world).commit_count - whole.commit_count
+    # Nothing is lost with what was remembered.
+    Path(world.plan.layout.catalog(world.plan.products[0]), "explained.json").write_text("nonsense")
+    assert further(world).commit_count == whole.commit_count + third.commit_count
+
+
+@pytest.mark.usefixtures("clocks")
+def test_a_further_look_finds_what_no_run_made(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    assert further(world).complete
+    version = append(world)
+    for _ in range(2):
+        # It is told as long as nothing explains it.
+        [commit] = further(world).unexplained
+        assert (commit.version, commit.made_by) == (version, "")
+    uri = world.plan.targets[0].changes_uri
+    with Recorder(world.plan.layout.lineage(), log=print) as recorder:
+        late = LineageRun("mesh.shop", "app.late", "CAPTURE")
+        recorder.emit(late.complete(outputs=[lake_output(uri, version=version, first_version=version)]))
+    found = further(world)
+    assert (found.complete, found.unexplained) == (True, ())
+    assert further(world).commit_count == 0
+
+
+@pytest.mark.usefixtures("clocks")
+def test_a_further_look_waits_for_events_that_come_late(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    layout = world.plan.layout
+    assert further(world).complete
+    with Recorder(layout.lineage(), log=print) as recorder:
+        slow = recording(world, recorder, "app.slow")
+        slow.start()
+        assert further(world).complete
+        version = append(world, slow)
+        happened = datetime.now(UTC)
+        [pending] = further(world).pending
+        assert (pending.version, pending.made_by) == (version, slow.run.run_id)
+        # Looks go on while the event is on its way.
+        assert [one.version for one in further(world).pending] == [version]
+        output = lake_output(pending.uri, version=version, first_version=version)
+        recorder.emit(slow.run.running(happened, outputs=[output]), urgent=True)
+        assert further(world).pending == ()
+        # The run is closed by somebody else later, with what it did not tell any more.
+        untold = append(world, slow)
+        assert [one.version for one in further(world).pending] == [untold]
+    ended = close_dead(layout.lineage(), Recorder(layout.lineage(), log=print), alive=lambda run: False)
+    assert [one.run_id for one in ended] == [slow.run.run_id]
+    found = further(world)
+    assert (found.complete, found.pending, found.unlisted) == (True, (), ())
+
+
+@pytest.mark.usefixtures("clocks")
+def test_a_further_look_finds_a_second_claim_on_what_was_proved(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    assert further(world).complete
+    uri = world.plan.targets[0].changes_uri
+    with Recorder(world.plan.layout.lineage(), log=print) as recorder:
+        other = LineageRun("mesh.shop", "imposter", "CAPTURE")
+        recorder.emit(other.complete(outputs=[lake_output(uri, version=1, first_version=1)]))
+    for _ in range(2):
+        [commit] = further(world).ambiguous
+        assert (commit.uri, commit.version, len(commit.claims)) == (uri, 1, 2)
+
+
+@pytest.mark.usefixtures("clocks")
+def test_a_table_that_was_made_anew_is_looked_at_from_its_start(world: World) -> None:
+    Shift(world.plan, budget=EAGER).run()
+    assert further(world).complete
+    uri = world.plan.targets[0].current_uri
+    schema = Table.open(uri).schema
+    shutil.rmtree(uri)
+    Table.create(uri, schema)
+    [commit] = further(world).unexplained
+    assert (commit.uri, commit.version) == (uri, 0)
 
 
 @pytest.fixture(scope="module")

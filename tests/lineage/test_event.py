@@ -7,10 +7,12 @@ import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import attr
 import pyarrow as pa
 import pytest
-from openlineage.client.event_v2 import RunEvent
-from openlineage.client.facet_v2 import ownership_job, tags_run
+from openlineage.client.event_v2 import RunEvent, RunState
+from openlineage.client.facet_v2 import RunFacet, ownership_job, tags_run
+from openlineage.client.serde import Serde
 
 from mesh_assets import names
 from mesh_assets.lineage import event as lineage
@@ -182,3 +184,35 @@ def test_datasets_are_listed_with_their_versions() -> None:
     )
     assert datasets(event, "inputs") == [{"namespace": "postgres://h:1", "name": "d.s.t", "version": None}]
     assert datasets(event, "outputs") == [{"namespace": "file", "name": "/lake/b", "version": "2"}]
+
+
+@attr.define
+class OddRunFacet(RunFacet):
+    """A facet of somebody else's with whatever it likes."""
+
+    content: Any
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"none": None, "nested": {"none": None, "empty": {}}, "list": [None, {}, [], {"none": None}, 0, ""]},
+        {"tuple": (1, None, {}), "set": {7}, "bool": True, "float": 0.1, "nan": float("inf"), "text": "ü"},
+        {"moment": AT, "day": AT.date(), "id": uuid.UUID(int=5), "state": RunState.START},
+        [tags_run.TagsRunFacetFields(key="a", value="b", source="c"), None],
+        {"what": object()},
+    ],
+)
+def test_the_json_is_that_of_the_client(content: object) -> None:
+    run = LineageRun(
+        *names.lineage_job("sales", "app", "capture"),
+        kind="CAPTURE",
+        parent=Parent(str(uuid.UUID(int=9)), "n", "j"),
+    )
+    event = run.start(
+        AT,
+        inputs=[source_table("db", 5432, "sales", "public.orders", position="0/16B3748", row_count=7)],
+        outputs=[lake_output("/lake/x", version=3, first_version=1, row_count=7, schema=SCHEMA)],
+        facets={"odd": OddRunFacet(content=content), "none": None},  # type: ignore[dict-item]
+    )
+    assert lineage.to_json(event) == Serde.to_json(event)

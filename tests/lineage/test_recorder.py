@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mesh_assets.lake.signature import signatures
 from mesh_assets.lake.table import Table
 from mesh_assets.lineage.dataset import Dataset
 from mesh_assets.lineage.event import LineageRun
-from mesh_assets.lineage.facet import spans_of
+from mesh_assets.lineage.facet import product_version, spans_of
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.lineage.store import read
 from mesh_assets.names import lake_dataset
@@ -71,6 +72,40 @@ def test_commits_carry_their_run_and_are_listed_exactly(uri: str, data: str) -> 
     [output] = complete["outputs"]
     assert output["facets"]["mesh_deltaVersions"]["versions"] == [[0, 1], [3, 4], [6, 6]]
     assert output["outputFacets"]["outputStatistics"]["rowCount"] == 4
+
+
+def test_what_waits_keeps_its_moment_and_its_place(uri: str, data: str) -> None:
+    with Recorder(uri, log=print) as recorder:
+        recording = Recording(
+            recorder, LineageRun("mesh.shop", "x", "CAPTURE"), [Dataset(lake_dataset(data))]
+        )
+        recording.start()
+        moments = []
+        with recording.making():
+            table = Table.create(data, SCHEMA)
+            for version in (1, 2):
+                table.append(ROW, transactions={})
+                recording.gather()
+                recording.note(lake_dataset(data), {"mesh_product": product_version("shop.x", version)})
+                recording.progress()
+                moments.append(datetime.now(UTC))
+        assert len(told(uri)) == 1
+        assert recorder.flush()
+        assert len(told(uri)) == 3
+        # Another run's end takes along what waits.
+        with recording.making():
+            table.append(ROW, transactions={})
+        recording.progress()
+        recorder.emit(LineageRun("mesh.shop", "y", "CAPTURE").complete())
+        assert [one["eventType"] for one in told(uri)] == ["START", *["RUNNING"] * 3, "COMPLETE"]
+        recording.end()
+    start, first, second, *_ = told(uri)
+    times = [datetime.fromisoformat(one["eventTime"]) for one in (start, first, second)]
+    assert times[0] < times[1] <= moments[0] <= times[2] <= moments[1]
+    facets = [one["outputs"][0]["facets"] for one in (first, second)]
+    assert [one["mesh_product"]["version"] for one in facets] == [1, 2]
+    assert [one["mesh_deltaVersions"]["versions"] for one in facets] == [[[0, 1]], [[2, 2]]]
+    assert ["schema" in one for one in facets] == [True, False]
 
 
 def test_a_thread_works_in_its_own_name(data: str) -> None:
