@@ -97,13 +97,12 @@ class Backlog:
 @contextmanager
 def source_cluster(folder: Path) -> Iterator[Cluster]:
     """A running cluster for one benchmark, with PostgreSQL's own durability, removed at the end."""
-    # Left by a run that was killed.
     cluster = Cluster(
         folder / "postgres",
-        shared_buffers_mb=128,
         # No checkpoint falls into a measurement.
         options={"max_wal_size": "16GB", "checkpoint_timeout": "1h"},
     )
+    # Left by a run that was killed.
     cluster.remove()
     try:
         yield cluster.start()

@@ -98,6 +98,10 @@ class Cluster:
             "io_method": "sync",
             "jit": "off",
             "autovacuum": "on",
+            # Small tables, several clusters on one machine: by default three workers may take 64 MB each.
+            "autovacuum_max_workers": "2",
+            "autovacuum_work_mem": "16MB",
+            "maintenance_work_mem": "32MB",
             "password_encryption": "scram-sha-256",
             "timezone": "UTC",
             "log_timezone": "UTC",

@@ -7,6 +7,7 @@ a moment's date: most rules are no more than that. Everything else stays with Du
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache, reduce
@@ -26,6 +27,7 @@ _COMPARISONS: Mapping[str, tuple[str, Callable[[pl.Expr, pl.Expr], Any]]] = {
     "COMPARE_GREATERTHAN": (">", gt),
     "COMPARE_GREATERTHANOREQUALTO": (">=", ge),
 }
+_NULL_TEST = re.compile(r'"((?:[^"]|"")+)" is null')
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "<>": "<>"}
 _Node = Mapping[str, Any]
 
@@ -44,6 +46,13 @@ def translated(predicate: str, schema: Mapping[str, pl.DataType]) -> pl.Expr | N
 
 @lru_cache(maxsize=1024)
 def _tree(predicate: str) -> _Node:
+    if test := _NULL_TEST.fullmatch(predicate):
+        # What ``required`` says in a contract: 35 MB of DuckDB need not be loaded to read it.
+        name = test.group(1).replace('""', '"')
+        return {
+            "type": "OPERATOR_IS_NULL",
+            "children": [{"type": "COLUMN_REF", "column_names": [name]}],
+        }
     with connected() as connection:
         row = connection.execute(
             "select json_serialize_sql(?)", [f"select count(*) from t where {predicate}"]

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 
 _VARIABLES = {
     # Arrow's own choice reserves memory per thread and returns it late; this one can be told to.
@@ -36,6 +39,9 @@ def be_frugal() -> None:
     """
     import pyarrow as pa
 
+    with _absent("pandas"):
+        # Given any list, pyarrow looks for pandas, once; where it is installed that costs 30 MB for nothing.
+        pa.array([None])
     if (mallopt := _glibc("mallopt")) is not None:
         for parameter, value in _MALLOPT.items():
             mallopt(parameter, value)
@@ -46,6 +52,28 @@ def be_frugal() -> None:
         return
     pa.jemalloc_set_decay_ms(0)
     pa.set_memory_pool(pool)
+
+
+class _Absent(MetaPathFinder):
+    """Denies a module to one thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._thread = name, threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == self._name and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{name} is not wanted here", name=name)
+
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Have this thread's imports find that a module, unless imported already, is not installed."""
+    finder = _Absent(name)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def release() -> None:

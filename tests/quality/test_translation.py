@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -69,6 +71,7 @@ COMPARISONS = st.one_of(
             "b",
             "not b",
             "s is null",
+            '"s" is null',
             "x is not null",
             "i between 0 and 1",
             "i not between 0 and 1",
@@ -101,6 +104,21 @@ def test_a_translated_predicate_is_true_where_duckdb_says_so(
     asked = sql.RowFilter([predicate], list(SCHEMA))
     assert ours == asked.true(frame.to_arrow(), 0).to_list(), predicate
     assert asked.counts(frame.to_arrow()) == [sum(ours)]
+
+
+_WITHOUT_DUCKDB = """
+import sys, polars as pl
+from mesh_assets.quality.translation import translated
+
+failing = translated('"a ""b" is null', {'a "b': pl.Int64()})
+print(pl.DataFrame({'a "b': [1, None]}).select(failing).to_series().to_list(), "duckdb" in sys.modules)
+"""
+
+
+def test_a_required_column_is_judged_without_duckdb() -> None:
+    command = [sys.executable, "-c", _WITHOUT_DUCKDB]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[False, True] False"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc and /proc are Linux's")
-
 
 def run(script: str, **variables: str) -> str:
     """What a fresh interpreter prints."""
@@ -42,3 +38,16 @@ def test_allocators_are_chosen_before_the_libraries_are_loaded() -> None:
 def test_what_the_user_chose_stands() -> None:
     script = "import mesh_assets, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
     assert run(script, ARROW_DEFAULT_MEMORY_POOL="system") == "system"
+
+
+def test_pyarrow_does_not_bring_pandas_along() -> None:
+    script = (
+        "import sys, pyarrow\n"
+        "from mesh_assets.shift.memory import be_frugal\n"
+        "be_frugal()\n"
+        "rows = pyarrow.table({'a': [1, None]})\n"
+        "assert 'pandas' not in sys.modules\n"
+        # Whoever asks for it has it.
+        "print(rows.to_pandas().shape)"
+    )
+    assert run(script) == "(2, 1)"
