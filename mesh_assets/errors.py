@@ -22,6 +22,7 @@
     │   ├── SourceDisconnected   the connection broke while streaming
     │   └── MigrationRefused     a schema change that cannot be applied by itself
     ├── LakeError                storage
+    │   ├── ShiftBusy            another derive shift of the domain runs
     │   ├── Fenced               another writer has appended: this one must end
     │   ├── CommitConflict       another writer replaced the same files first: nothing was written
     │   ├── StorageFull
@@ -209,6 +210,10 @@ class LakeError(MeshError):
 
 class Fenced(LakeError):
     """Another writer has appended to the table since we last did: this writer must end."""
+
+
+class ShiftBusy(LakeError):
+    """Another derive shift of the domain runs in this installation: this one must wait or end."""
 
 
 class CommitConflict(LakeError):

@@ -10,12 +10,12 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mesh_assets.contract.definition import TRANSFORM_FUNCTION
+from mesh_assets.contract.definition import EXACT_SUFFIX, TRANSFORM_FUNCTION
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import ColumnContract, TableContract
 
@@ -53,9 +53,13 @@ def inspect(
         max_seconds: how long that may take.
     """
     default = product.contract.default_table
+    texts = {
+        one.name: [(name + EXACT_SUFFIX, "string", "text") for name in one.exact]
+        for one in product.definition.inputs
+    }
     request = {
         "transform": str(product.definition.transform),
-        "inputs": {name: _plain(table) for name, table in inputs.items()},
+        "inputs": {name: _plain(table) + texts.get(name, []) for name, table in inputs.items()},
         "tables": {table.name: _plain(table) for table in product.contract.tables},
         "table": default.name if default else "result",
     }
@@ -75,8 +79,28 @@ def inspect(
         return Inspection(error=f"its process failed: {error}")
     if "error" in answer:
         return Inspection(error=answer["error"])
-    reads = {name: tuple(columns) for name, columns in answer["reads"].items()}
-    return Inspection(reads, answer["makes"], answer["differs"])
+    reads = {
+        name: _columns(columns, {column.name for column in inputs[name].columns})
+        for name, columns in answer["reads"].items()
+    }
+    promised = {table.name: {column.name for column in table.columns} for table in product.contract.tables}
+    makes = {
+        table: {name: kind for name, kind in made.items() if not _is_text(name, promised.get(table, set()))}
+        for table, made in answer["makes"].items()
+    }
+    return Inspection(reads, makes, answer["differs"])
+
+
+def _columns(names: Sequence[str], known: Set[str]) -> tuple[str, ...]:
+    """The columns that these are, or are the texts of."""
+    return tuple(
+        sorted({name.removesuffix(EXACT_SUFFIX) if _is_text(name, known) else name for name in names})
+    )
+
+
+def _is_text(name: str, known: Set[str]) -> bool:
+    """Whether it stands for texts of one of the columns known, and is none itself."""
+    return name not in known and name.removesuffix(EXACT_SUFFIX) in known
 
 
 def _plain(table: TableContract) -> list[tuple[str, str, str]]:

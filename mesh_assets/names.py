@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mesh_assets.errors import UnknownName
 
@@ -103,6 +103,14 @@ class Layout:
     def enterprise(self, part: str) -> str:
         """A table of the enterprise catalog, such as datasets, columns, edges or changes."""
         return self._join("enterprise", part)
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder that a URI names, or None if it is in an object store."""
+    split = urlsplit(uri)
+    if split.scheme == "file":
+        return Path(unquote(split.path))
+    return Path(uri) if len(split.scheme) <= 1 else None
 
 
 def slot_name(domain: str, source: str) -> str:

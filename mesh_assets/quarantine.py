@@ -12,7 +12,7 @@ import polars as pl
 
 from mesh_assets.contract.discovery import Product
 from mesh_assets.derive.shift import DeriveShift
-from mesh_assets.errors import ContractError, MeshError, SlotBusy, UnknownName
+from mesh_assets.errors import ContractError, MeshError, ShiftBusy, SlotBusy, UnknownName
 from mesh_assets.ingest.shift import Shift
 from mesh_assets.lake.access import Principal, authorise
 from mesh_assets.lake.log import BEFORE, SEQ, ChangeLog
@@ -143,9 +143,11 @@ def replay(mesh: Mesh, name: str, *, timeout_seconds: float = 120.0) -> Answer:
                 )
             try:
                 _run(mesh, product, _Answered(desk, request))
-            except SlotBusy:
+            except (SlotBusy, ShiftBusy):
                 # A shift is running: it has been asked.
                 time.sleep(_LOOK_SECONDS)
+            # It may have ended because what it was planned by is another.
+            mesh = Mesh(mesh.settings)
     finally:
         desk.withdraw(request)
 

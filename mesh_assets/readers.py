@@ -65,7 +65,7 @@ def input_tables(
     tables: dict[str, TableContract] = {}
     for one in consumer.definition.inputs:
         if contract is not None and one.product == contract.name:
-            table = _table(contract, one)
+            table = _table(contract, one) or _default_meant(discovery, contract, one)
         else:
             product = discovery.products.get(one.product) or discovery.refused.get(one.product)
             table = _table(product.contract, one) if product else None
@@ -97,6 +97,13 @@ def _table(contract: Contract, one: InputDefinition) -> TableContract | None:
     if not one.table:
         return default_table(contract)
     return next((table for table in contract.tables if table.name == one.table), None)
+
+
+def _default_meant(discovery: Discovery, contract: Contract, one: InputDefinition) -> TableContract | None:
+    """The default table, if it is as such that the input names one that this contract has not."""
+    product = discovery.products.get(one.product)
+    now = default_table(product.contract) if product else None
+    return default_table(contract) if now is not None and now.name == one.table else None
 
 
 def _path(consumer: Product, one: InputDefinition) -> Iterator[str]:

@@ -26,8 +26,8 @@ class Settings(BaseSettings):
         products: the folder with one folder per domain.
         dagster_postgres_url: Dagster's instance storage; empty means the embedded cluster.
         port: where the Dagster UI listens, if it is free; else a free one is taken.
-        shift_seconds: a shift over a source that is never idle ends after this time, once its
-            successor is queued.
+        shift_seconds: a shift over a source that is never idle ends after about this time, once its
+            successor is ready.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore")

@@ -18,6 +18,7 @@ from mesh_assets.cdc.connection import translated
 from mesh_assets.cdc.parking import ParkingLog
 from mesh_assets.cdc.refusal import RefusalLog
 from mesh_assets.cdc.source import Head, Source, SourceConfig
+from mesh_assets.checks.log import CheckLog
 from mesh_assets.contract.discovery import Product
 from mesh_assets.errors import MeshError, SourceError, TableMissing
 from mesh_assets.ingest.landing import gap_count_of
@@ -25,8 +26,10 @@ from mesh_assets.lake.current import Current
 from mesh_assets.lake.ledger import Ledger, LedgerRow
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.position import Lsn
+from mesh_assets.lake.quarantine import last_rows, open_rows
 from mesh_assets.lake.read import pin
 from mesh_assets.lake.table import Table
+from mesh_assets.lake.tail import shape_of
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.shift.plan import CapturePlan
@@ -118,6 +121,7 @@ class TableStatus:
         row_count: rows as a reader through the mesh sees them.
         change_count: changes in the log.
         folded_seq: the current table, which readers of plain Delta see, holds the changes up to here.
+        quarantined_count: keys whose last change is in quarantine.
     """
 
     table: str
@@ -126,6 +130,7 @@ class TableStatus:
     changes_delta_version: int
     current_delta_version: int
     folded_seq: int
+    quarantined_count: int = 0
 
     @property
     def tail_count(self) -> int:
@@ -154,6 +159,7 @@ class ProductStatus:
     Attributes:
         inputs: what a derived product is made of, and how far.
         problem: why a derived product stays as it is; empty if nothing is in the way.
+        failing: blocking rules that failed when they were last evaluated, each in words.
     """
 
     name: ProductName
@@ -163,6 +169,12 @@ class ProductStatus:
     tables: tuple[TableStatus, ...] = field(default=())
     inputs: tuple[InputStatus, ...] = field(default=())
     problem: str = ""
+    failing: tuple[str, ...] = ()
+
+    @property
+    def quarantined_count(self) -> int:
+        """Keys in quarantine in all its tables."""
+        return sum(table.quarantined_count for table in self.tables)
 
     @property
     def behind(self) -> tuple[InputStatus, ...]:
@@ -192,9 +204,17 @@ def product_status(layout: Layout, product: Product) -> ProductStatus:
                 log.table.version,
                 current.table.version if current else -1,
                 current.folded if current else -1,
+                _quarantined_count(log),
             )
         )
-    return ProductStatus(product.name, contract.owners, contract.description, version, tuple(tables))
+    failing = tuple(
+        one.sentence()
+        for one in CheckLog(layout, product.name).latest()
+        if one.blocking and one.status in ("failed", "error")
+    )
+    return ProductStatus(
+        product.name, contract.owners, contract.description, version, tuple(tables), failing=failing
+    )
 
 
 def latest_version(layout: Layout, name: ProductName) -> VersionRow | None:
@@ -203,6 +223,12 @@ def latest_version(layout: Layout, name: ProductName) -> VersionRow | None:
         return VersionLog.open(layout.versions(name)).latest()
     except TableMissing:
         return None
+
+
+def _quarantined_count(log: ChangeLog) -> int:
+    """Keys in quarantine; where nothing ever was, that is known without reading."""
+    rows = open_rows(log)
+    return 0 if rows.is_empty() else last_rows(shape_of(log), rows).height
 
 
 def _row_count(log: ChangeLog, current: Current | None, cut: int) -> int:

@@ -33,6 +33,12 @@ from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.quality.concealment import (
+    concealed_outcome,
+    concealed_statistics,
+    conceals,
+    restricted,
+)
 
 FORMAT = 1
 RECORD_FILE = "record.json"
@@ -301,9 +307,14 @@ class LocalCatalog:
         names = [one.name for one in chosen]
         return cls(layout, whole, names, log=log, publish_seconds=publish_seconds)
 
+    @property
+    def due(self) -> bool:
+        """Whether the last publication is long enough ago for another."""
+        return time.monotonic() - self._written_at >= self._publish_seconds
+
     def write_if_due(self) -> bool:
         """Publish, unless that was done a short time ago; whether it was due."""
-        if time.monotonic() - self._written_at < self._publish_seconds:
+        if not self.due:
             return False
         self.write()
         return True
@@ -366,8 +377,8 @@ def make(
         tables=_tables(layout, product),
         inputs=_inputs(product),
         consumers=[str(one) for one in discovery.consumers(name)],
-        checks=_checks(layout.catalog(name, "checks")),
-        statistics=_statistics(layout.catalog(name, "statistics")),
+        checks=_checks(layout.catalog(name, "checks"), contract),
+        statistics=_statistics(layout.catalog(name, "statistics"), contract),
         versions=[version_record(row) for row in versions],
     )
 
@@ -474,9 +485,15 @@ def _inputs(product: Product) -> list[InputRecord]:
     ]
 
 
-def _checks(uri: str) -> list[CheckRecord]:
+def _checks(uri: str, contract: Contract) -> list[CheckRecord]:
     """The outcome of each rule at the newest evaluation in the product's table of outcomes."""
-    rows = _newest(uri, "evaluation")
+    tables = {table.name: table for table in contract.tables}
+    rows = [
+        concealed_outcome(row)
+        if (table := tables.get(row["table"])) is None or conceals(table, row["columns"])
+        else row
+        for row in _newest(uri, "evaluation")
+    ]
     known = [name for name in CheckRecord.model_fields if name != "outcome"]
     return [
         CheckRecord(outcome=row["status"], **{name: row[name] for name in known if row.get(name) is not None})
@@ -484,9 +501,13 @@ def _checks(uri: str) -> list[CheckRecord]:
     ]
 
 
-def _statistics(uri: str) -> list[dict[str, Any]]:
+def _statistics(uri: str, contract: Contract) -> list[dict[str, Any]]:
     """What is known of the columns since their statistics were last refreshed."""
-    rows = [_plain(row) for row in _newest(uri, "number")]
+    hidden = {(table.name, name) for table in contract.tables for name in restricted(table)}
+    rows = [
+        _plain(concealed_statistics(row) if (row["table"], row["column"]) in hidden else row)
+        for row in _newest(uri, "number")
+    ]
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 

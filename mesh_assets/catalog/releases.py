@@ -1,13 +1,15 @@
 """The released contracts of one product: what was promised with the data, each version kept as it was.
 
 A contract is released by the first shift that lands data under it. Its file is never written again:
-other content under the same version would change a promise that somebody relies on already.
+other content under the same version would change a promise that somebody relies on already. Beside it
+lies what the product was made by last under that contract, so that the version can be made on.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from mesh_assets.lake.storage import Storage, storage_of
 
 FORMAT = 1
 _FOLDER = "contracts"
+_MADE_BY = "made_by"
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -110,6 +113,40 @@ class Releases:
         self._storage.write(_path(contract.version), f"{text}\n".encode())
         return self._read(_path(contract.version))
 
+    def made_by(self, version: str) -> dict[str, bytes] | None:
+        """What else was in the product's folder under a contract version, by path; None if not recorded.
+
+        Raises:
+            LakeError: if the record is damaged.
+        """
+        path = _path(version, _MADE_BY)
+        try:
+            found: dict[str, str] = json.loads(self._storage.read(path))
+            return {name: text.encode(errors="surrogateescape") for name, text in found.items()}
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError) as error:
+            raise LakeError(
+                f"{self._storage.address(path)} cannot be read: {error}",
+                hint="remove it: the product's next shift writes it again",
+            ) from error
+
+    def record_made_by(self, version: str, files: Mapping[str, bytes]) -> None:
+        """Keep what the product is made by under a contract version, durably, if it is not kept so already.
+
+        Raises:
+            StorageFull: if the disk is full.
+        """
+        plain = {name: data.decode(errors="surrogateescape") for name, data in sorted(files.items())}
+        text = f"{json.dumps(plain, indent=1)}\n".encode()
+        path = _path(version, _MADE_BY)
+        try:
+            if self._storage.read(path) == text:
+                return
+        except FileNotFoundError:
+            pass
+        self._storage.write(path, text)
+
     def _read(self, path: str) -> Release:
         address = self._storage.address(path)
         try:
@@ -137,6 +174,6 @@ def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)
 
 
-def _path(version: str) -> str:
+def _path(version: str, folder: str = _FOLDER) -> str:
     # A version may be any text; a file's name may not.
-    return f"{_FOLDER}/{quote(version, safe='')}.json"
+    return f"{folder}/{quote(version, safe='')}.json"

@@ -47,7 +47,7 @@ def _write(
     settings: Settings, discovery: Discovery, name: ProductName, until: date | None
 ) -> tuple[Path, list[str]]:
     product = discovery.product(name)
-    folder = settings.products / name.domain / kept_name(product).product
+    folder = settings.products / name.domain / kept_name(product.contract).product
     if folder.exists():
         raise ContractError(f"{display(folder)} is there already", hint="remove it, or keep what it keeps")
     files = kept_files(product, until)

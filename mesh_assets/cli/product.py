@@ -7,6 +7,7 @@ from typing import Any
 
 from mesh_assets.catalog import local
 from mesh_assets.catalog.local import CheckRecord, LocalRecord
+from mesh_assets.checks.pages import page
 from mesh_assets.cli.terminal import age, cell, console, emit, moment, table
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import ColumnContract, SlaProperty, TableContract
@@ -73,6 +74,7 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
         ("releases", ", ".join(f"{one.version} since {one.released_at:%Y-%m-%d}" for one in known.releases)),
         ("version", _version(version, derived=product.derived)),
         ("checks", _checks(known)),
+        ("data docs", str(page(mesh.layout, product.name) or "not built yet")),
     ]
     for label, value in facts:
         out.print(cell(f"{label:<9} "), cell(value or "-"), sep="", soft_wrap=True)
@@ -177,6 +179,7 @@ def _record(
         "consumers": list(known.consumers),
         "releases": [one.model_dump(mode="json", exclude={"columns"}) for one in known.releases],
         "checks": [one.model_dump(mode="json") for one in known.checks],
+        "data_docs": str(docs) if (docs := page(mesh.layout, product.name)) else None,
         "statistics": known.statistics,
         "contract_file": str(contract.path),
         "contract_hash": contract.hash,

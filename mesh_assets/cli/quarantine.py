@@ -61,6 +61,10 @@ def release(mesh: Mesh, name: str, *, timeout_seconds: float, as_json: bool) -> 
             note = cell(done.refused, "red") if done.refused else cell(f"{done.kept:,}")
             made.add_row(cell(one), cell(f"{done.released:,}"), note, cell(f"{done.row_count:,}"))
         console().print(made)
+        for one, done in sorted(answer.tables.items()):
+            if done.before:
+                text = f"{one}: {counted(done.before, 'key')} had been released already, when run "
+                console().print(cell(f"{text}{done.released_by} saw this contract"), soft_wrap=True)
     return 1 if any(done.kept or done.refused for done in answer.tables.values()) else 0
 
 

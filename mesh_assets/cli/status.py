@@ -88,12 +88,15 @@ def product_record(one: ProductStatus) -> dict[str, Any]:
             for read in one.inputs
         ],
         "problem": one.problem or None,
+        "quarantined_keys": one.quarantined_count,
+        "failing_checks": list(one.failing),
         "tables": [
             {
                 "name": held.table,
                 "rows": held.row_count,
                 "changes": held.change_count,
                 "changes_not_folded": held.tail_count,
+                "quarantined_keys": held.quarantined_count,
                 "changes_delta_version": held.changes_delta_version,
                 "current_delta_version": held.current_delta_version,
             }
@@ -161,6 +164,10 @@ def _render(
     for product in products:
         if product.problem:
             out.print(cell(f"{product.name} stays as it is: {product.problem}", "red"), soft_wrap=True)
+        for failing in product.failing:
+            out.print(cell(f"{product.name} fails a blocking rule: {failing}", "red"), soft_wrap=True)
+    if any(product.quarantined_count for product in products):
+        out.print(cell("what is in quarantine, and why: mesh quarantine", "dim"), soft_wrap=True)
     for folder, error in broken:
         out.print(cell(f"{folder} is left out: {error}", "red"), soft_wrap=True)
 
@@ -209,8 +216,9 @@ def _product_table(products: list[ProductStatus]) -> Any:  # noqa: ANN401 - a ri
         "rows",
         "changes",
         "not folded",
+        "quarantine",
         title="products",
-        right=("version", "newest change", "rows", "changes", "not folded"),
+        right=("version", "newest change", "rows", "changes", "not folded", "quarantine"),
     )
     for one in products:
         version = one.version
@@ -226,9 +234,10 @@ def _product_table(products: list[ProductStatus]) -> Any:  # noqa: ANN401 - a ri
                 cell(f"{held.row_count:,}"),
                 cell(f"{held.change_count:,}"),
                 cell(f"{held.tail_count:,}" if held.tail_count else "-"),
+                cell(f"{held.quarantined_count:,}", "red") if held.quarantined_count else cell("-"),
             )
             first = [cell(""), cell(""), cell("")]
         if not one.tables:
             text = "nothing derived yet" if one.inputs else "nothing captured yet"
-            made.add_row(*first, cell(text, "yellow"), "", "", "")
+            made.add_row(*first, cell(text, "yellow"), "", "", "", "")
     return made

@@ -21,13 +21,15 @@ from mesh_assets.contract.arrow import compare
 from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, DOMAIN_TYPE
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.document import display
+from mesh_assets.contract.keeping import files_of
 from mesh_assets.contract.loader import load
 from mesh_assets.contract.model import Contract
-from mesh_assets.errors import ContractError, MeshError, Mistake, UnknownName
+from mesh_assets.errors import ContractError, MeshError, UnknownName
 from mesh_assets.inspection import inspect
 from mesh_assets.readers import column_readers, input_tables
 from mesh_assets.settings import Settings
 from mesh_assets.shift.plan import capture_plan
+from mesh_assets.shift.release import ended, version_readers
 
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+): (?P<message>.*)")
 
@@ -194,9 +196,10 @@ def _changed(discovery: Discovery, product: Product, before: Baseline) -> Iterat
         yield from _mistakes(contract.path, refused)
     else:
         unraised = compatibility.unraised(old, contract, changes)
-        mistake = unraised or _unkept(discovery, product, old, changes)
-        if mistake is not None:
-            yield from _mistakes(contract.path, ContractError.of(file, [mistake]))
+        if unraised is not None:
+            yield from _mistakes(contract.path, ContractError.of(file, [unraised]))
+        else:
+            yield from _old_version(discovery, product, old, changes)
     for change in changes:
         if change.breaking and refused is None:
             message = f"breaks what {old.version} promised: {change}"
@@ -205,32 +208,43 @@ def _changed(discovery: Discovery, product: Product, before: Baseline) -> Iterat
             yield Finding("note", file, change.line, f"changed since {old.version}: {change}")
 
 
-def _unkept(
+def _old_version(
     discovery: Discovery, product: Product, old: Contract, changes: Sequence[compatibility.Change]
-) -> Mistake | None:
-    """What to do for those who still read an old version that nobody keeps."""
-    readers = sorted({name for change in changes if change.breaking for name in change.consumers})
+) -> Iterator[Finding]:
+    """What becomes of an old version that somebody still reads."""
     number = compatibility.major(old.version)
-    if not readers or not number.isdecimal():
-        return None
+    if number == compatibility.major(product.contract.version) or not number.isdecimal() or number == "0":
+        return
     kept = product.name.kept_version(int(number))
-    if kept in discovery.products:
-        return None
-    return Mistake(
-        1,
-        f"version {number} of {product.name} is not kept, and still read by {', '.join(map(str, readers))}",
-        (),
-        f"keep it with: mesh keep {product.name} --from <where it still is>; its consumers pin it with "
-        f"version: {number}",
+    pinned = version_readers(discovery, kept)
+    readers = sorted({*pinned, *(name for change in changes if change.breaking for name in change.consumers)})
+    if not readers or kept in discovery.products or ended(old):
+        return
+    file = display(product.contract.path)
+    try:
+        # Of a derived product what it was made by is recorded where it was released.
+        if not product.derived:
+            files_of(old, {}, derived=False, now=product.contract)
+    except ContractError as error:
+        who = ", ".join(map(str, readers))
+        yield Finding("mistake", file, 0, f"{error.message}; it is read by {who}\n  hint: {error.hint}")
+        return
+    yield Finding(
+        "note",
+        file,
+        0,
+        f"version {number} of {product.name} stays beside the new one as {kept}, for "
+        f"{', '.join(map(str, readers))}, until they have moved",
     )
 
 
 def _unread(discovery: Discovery, product: Product) -> Iterator[Finding]:
     """A kept version is there for its consumers only."""
     keeps = product.name.keeps
-    if keeps and keeps[0] in discovery.products and not discovery.consumers(product.name):
+    if keeps and keeps[0] in discovery.products and not version_readers(discovery, product.name):
         file = display(product.contract.path)
-        message = f"no product subscribes to {product.name}: version {keeps[1]} of {keeps[0]} may go"
+        goes = "goes with the next shift" if product.name in discovery.kept else "may go"
+        message = f"no product subscribes to {product.name}: version {keeps[1]} of {keeps[0]} {goes}"
         yield Finding("note", file, 0, message)
 
 

@@ -27,6 +27,8 @@ CONTRACT_FILE = "contract.yaml"
 DEFINITION_FILE = "defs.yaml"
 TRANSFORM_FILE = "transform.py"
 TRANSFORM_FUNCTION = "transform"
+EXACT_SUFFIX = "_exact"
+"""``<column>_exact`` is, in a transform's frames, the text of a value outside of the column's type."""
 _MEBIBYTE = 1 << 20
 
 
@@ -80,6 +82,11 @@ class InputAttributes(BaseModel):
     )
     through: ThroughAttributes | None = Field(
         default=None, description="Key path by way of another input, instead of key."
+    )
+    exact: list[str] = Field(
+        default_factory=list,
+        description="Columns in which the transform minds values outside of their type (an infinite date, "
+        "a NaN): it gets null there, and their text as <column>_exact.",
     )
 
 
@@ -187,6 +194,7 @@ class InputDefinition:
         version: the major version asked for; None for the newest. Discovery makes ``product`` the one
             that keeps it.
         line: where it stands in the definition.
+        exact: columns of which the transform gets the texts of values outside of their type, too.
     """
 
     name: str
@@ -196,6 +204,7 @@ class InputDefinition:
     through: Through | None = None
     version: int | None = None
     line: int = field(default=1, compare=False)
+    exact: tuple[str, ...] = ()
 
     @property
     def keyed(self) -> bool:
@@ -352,6 +361,7 @@ def load_product(path: Path | str) -> ProductDefinition:
                 Through(given.through.input, given.through.by) if given.through else None,
                 given.version,
                 document.line(("attributes", "inputs", called)),
+                tuple(given.exact),
             )
             for called, given in model.inputs.items()
         ),

@@ -14,6 +14,7 @@ from mesh_assets.contract import definition
 from mesh_assets.contract.compatibility import major
 from mesh_assets.contract.definition import DomainDefinition, ProductDefinition
 from mesh_assets.contract.document import display
+from mesh_assets.contract.kept import Kept
 from mesh_assets.contract.loader import load
 from mesh_assets.contract.model import Contract, TableContract
 from mesh_assets.contract.subscription import subscribe
@@ -70,6 +71,8 @@ class Product:
                 one.table,
                 one.key and dict(one.key),
                 one.through and [one.through.input, dict(one.through.on)],
+                # Only where there are any: what was derived before there could be stays as it is.
+                *([list(one.exact)] if one.exact else []),
             ]
             for one in self.definition.inputs
         ]
@@ -85,12 +88,14 @@ class Discovery:
         products: by name, sorted; only those whose contract and definition are right.
         broken: folders left out, and why.
         refused: those of the broken that could be read, and only what they subscribe to is wrong.
+        kept: old versions that the mesh keeps by itself, also such as are broken.
     """
 
     domains: Mapping[str, DomainDefinition] = field(default_factory=dict)
     products: Mapping[ProductName, Product] = field(default_factory=dict)
     broken: tuple[tuple[Path, ContractError], ...] = ()
     refused: Mapping[ProductName, Product] = field(default_factory=dict)
+    kept: Mapping[ProductName, Kept] = field(default_factory=dict)
 
     def product(self, name: ProductName) -> Product:
         """A product by name.
@@ -189,7 +194,7 @@ def discover(products: Path | str) -> Discovery:
     for folder in _folders(root):
         found.domain(folder)
     found.subscribe()
-    return Discovery(found.domains, found.products, tuple(found.broken), found.refused)
+    return Discovery(found.domains, found.products, tuple(found.broken), found.refused, found.kept)
 
 
 class _Found:
@@ -200,6 +205,7 @@ class _Found:
         self.published: dict[tuple[str, str, str], Product] = {}
         self.ids: dict[str, Product] = {}
         self.refused: dict[ProductName, Product] = {}
+        self.kept: dict[ProductName, Kept] = {}
 
     def subscribe(self) -> None:
         """Fill in the tables of all subscriptions; products whose own are wrong are broken."""
@@ -220,7 +226,7 @@ class _Found:
         for domain, _ in self.broken:
             broken |= {ProductName(domain.name, inner.name) for inner in _folders(domain)}
         definitions = {name: product.definition for name, product in self.products.items()}
-        resolved, refused = subscribe(definitions, contracts, broken)
+        resolved, refused = subscribe(definitions, contracts, broken, self.kept)
         for name, whole in resolved.items():
             self.products[name] = replace(self.products[name], definition=whole)
         for name, error in refused.items():
@@ -239,6 +245,8 @@ class _Found:
         self.domains[domain.name] = domain
         for inner in _folders(folder):
             try:
+                if note := Kept.read(inner):
+                    self.kept[ProductName(domain.name, inner.name)] = note
                 product = _product(inner, domain)
                 _check_support(product)
                 self.claim(product)

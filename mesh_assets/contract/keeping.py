@@ -3,11 +3,14 @@
 ``sales.orders_v1`` is derived: from the new version, if that is captured, or from the same inputs
 as before by the same transform. So it is made, checked and explained like any other product, and
 what the new version calls otherwise its transform can call by the old name.
+
+The shift that releases a new version keeps the old one so, for those who read it
+(:mod:`mesh_assets.shift.release`); ``mesh keep`` does it ahead, for a team that wants to edit it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from mesh_assets.contract import standard
 from mesh_assets.contract.compatibility import major
 from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, PRODUCT_TYPE, TRANSFORM_FILE
 from mesh_assets.contract.discovery import Product
+from mesh_assets.contract.kept import KEPT_FILE
 from mesh_assets.contract.model import Contract, TableContract
+from mesh_assets.contract.physical import PhysicalType
 from mesh_assets.errors import ContractError
 from mesh_assets.names import ProductName
 
@@ -26,19 +31,19 @@ _END_OF_SUPPORT = "endOfSupport"
 _PASSED_OVER = ("__pycache__",)
 
 
-def kept_name(product: Product) -> ProductName:
-    """What keeps the version that a product is at.
+def kept_name(contract: Contract) -> ProductName:
+    """The product that keeps the version that a contract is.
 
     Raises:
-        ContractError: if its version does not start with a number from 1.
+        ContractError: if the version does not start with a number from 1.
     """
-    number = major(product.contract.version)
+    number = major(contract.version)
     if not number.isdecimal() or int(number) < 1:
         raise ContractError(
-            f"version {product.contract.version!r} of {product.name} has no major number to be kept by",
+            f"version {contract.version!r} of {contract.name} has no major number to be kept by",
             hint="write versions as in 1.0.0",
         )
-    return product.name.kept_version(int(number))
+    return contract.name.kept_version(int(number))
 
 
 def kept_files(product: Product, until: date | None = None) -> dict[str, bytes]:
@@ -51,12 +56,47 @@ def kept_files(product: Product, until: date | None = None) -> dict[str, bytes]:
     Raises:
         ContractError: if its version cannot be kept.
     """
-    name = kept_name(product)
-    files = dict(_other_files(product.folder))
-    files[CONTRACT_FILE] = _contract(product.contract, name, until).encode()
-    if not product.derived:
-        files[DEFINITION_FILE] = _definition(product.contract).encode()
-        files[TRANSFORM_FILE] = _transform(product.contract).encode()
+    return files_of(product.contract, folder_files(product.folder), derived=product.derived, until=until)
+
+
+def files_of(
+    contract: Contract,
+    others: Mapping[str, bytes],
+    *,
+    derived: bool,
+    until: date | None = None,
+    now: Contract | None = None,
+) -> dict[str, bytes]:
+    """The same, of a version that may be gone from its folder.
+
+    Args:
+        contract: of the version to keep.
+        others: what else was in the folder (:func:`folder_files`).
+        derived: whether the product is derived.
+        until: the last day of support.
+        now: what the product promises by now; the version itself if left out.
+
+    Raises:
+        ContractError: if it cannot be kept.
+    """
+    name = kept_name(contract)
+    files = {path: data for path, data in others.items() if path != KEPT_FILE}
+    files[CONTRACT_FILE] = _contract(contract, name, until).encode()
+    if not derived:
+        files[DEFINITION_FILE] = _definition(contract, now or contract).encode()
+        files[TRANSFORM_FILE] = _transform(contract).encode()
+    elif not {DEFINITION_FILE, TRANSFORM_FILE} <= files.keys():
+        raise ContractError(
+            f"what version {contract.version} of {contract.name} was made by was not recorded",
+            hint=f"keep it from where it still is: mesh keep {contract.name} --from <folder or revision>",
+        )
+    return files
+
+
+def folder_files(folder: Path) -> dict[str, bytes]:
+    """What lies in a product's folder beside its contract: definition, transform, suites."""
+    files = dict(_other_files(folder))
+    files.pop(CONTRACT_FILE, None)
     return files
 
 
@@ -90,15 +130,34 @@ def _contract(contract: Contract, name: ProductName, until: date | None) -> str:
     return standard.to_yaml(content)
 
 
-def _definition(contract: Contract) -> str:
-    common = _common_key(contract.tables)
+def _definition(contract: Contract, now: Contract) -> str:
     inputs: dict[str, dict[str, Any]] = {}
+    there = {table.name: table for table in now.tables}
+    gone = [table.name for table in contract.tables if table.name not in there]
+    if gone:
+        raise ContractError(
+            f"version {contract.version} of {contract.name} promises {', '.join(gone)}, which version "
+            f"{now.version} captures no more, so it cannot be made of that",
+            hint="let the new version have the table as well until nobody reads the old one",
+        )
+    common = [
+        column
+        for column in _common_key(contract.tables)
+        if all(_same_column(table, there[table.name], column) for table in contract.tables)
+    ]
     for table in contract.tables:
         inputs[table.name] = {"product": str(contract.name), "table": table.name}
         if common:
             inputs[table.name]["key"] = {column: column for column in common}
     text = yaml.safe_dump({"attributes": {"inputs": inputs}}, sort_keys=False, allow_unicode=True)
     return f"type: {PRODUCT_TYPE}\n\n{text}"
+
+
+def _same_column(old: TableContract, new: TableContract, name: str) -> bool:
+    """Whether both versions of a table have the column, in the same type: then a key path leads over it."""
+    held = {column.name: column for column in new.columns}.get(name)
+    kinds = [PhysicalType.parse(one.physical_type) for one in (old.column(name), held) if one is not None]
+    return len(kinds) == 2 and kinds[0].same(kinds[1])
 
 
 def _common_key(tables: Sequence[TableContract]) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from mesh_assets.contract.compatibility import major
-from mesh_assets.contract.definition import InputDefinition, ProductDefinition
+from mesh_assets.contract.definition import EXACT_SUFFIX, InputDefinition, ProductDefinition
 from mesh_assets.contract.document import display
+from mesh_assets.contract.kept import Kept, written_hash
 from mesh_assets.contract.model import Contract, TableContract
 from mesh_assets.contract.physical import PhysicalType
 from mesh_assets.errors import ContractError, Mistake, UnknownName
@@ -18,6 +19,7 @@ def subscribe(
     definitions: Mapping[ProductName, ProductDefinition],
     contracts: Mapping[ProductName, Contract],
     broken: Collection[ProductName],
+    kept: Mapping[ProductName, Kept] | None = None,
 ) -> tuple[dict[ProductName, ProductDefinition], dict[ProductName, ContractError]]:
     """Fill in the tables that subscriptions mean, and find what is wrong with them.
 
@@ -25,6 +27,7 @@ def subscribe(
         definitions: of all products that could be read.
         contracts: of the same ones.
         broken: products that could not.
+        kept: old versions that the mesh keeps, and for whom.
 
     Returns:
         The derived products' definitions with every input's table, and the errors of those that
@@ -36,6 +39,7 @@ def subscribe(
     for name, written in definitions.items():
         if written.derived:
             inputs = tuple(_at_version(one, contracts, broken) for one in written.inputs)
+            inputs = tuple(_as_written(one, written, kept or {}) for one in inputs)
             derived[name] = replace(written, inputs=inputs)
     for name, definition in derived.items():
         circle = _circle(name, derived)
@@ -68,6 +72,25 @@ def _at_version(
         return one
     kept = one.product.kept_version(one.version)
     return replace(one, product=kept) if kept in contracts or kept in broken else one
+
+
+def _as_written(
+    one: InputDefinition, consumer: ProductDefinition, kept: Mapping[ProductName, Kept]
+) -> InputDefinition:
+    """The input with the old version that its consumer, which names none, was written for."""
+    if one.version is not None:
+        return one
+    # A kept version of the consumer itself is written as that was.
+    own = [consumer.name, *(consumer.name.keeps or ())[:1]]
+    versions = {
+        name.keeps[1]: (name, note)
+        for name, note in kept.items()
+        if name.keeps and name.keeps[0] == one.product and not note.readers.keys().isdisjoint(own)
+    }
+    for _, (name, note) in sorted(versions.items()):
+        if written_hash(consumer) in [note.readers.get(known) for known in own]:
+            return replace(one, product=name)
+    return one
 
 
 def _has_version(one: InputDefinition, contracts: Mapping[ProductName, Contract]) -> bool:
@@ -194,6 +217,8 @@ def _paths(
                 mistakes += _column(tables[name], mine, f"input {name!r}", line)
                 mistakes += _column(tables[one.through.input], other, f"input {one.through.input!r}", line)
                 mistakes += _types(tables[name], mine, tables[one.through.input], other, line)
+        for column in one.exact:
+            mistakes += _exact_column(tables[name], column, name, definition.line_of("inputs", name, "exact"))
         if one.key is None:
             continue
         if first is None:
@@ -223,6 +248,16 @@ def _column(table: TableContract, column: str, whose: str, line: int) -> Iterato
         unknown = UnknownName.of("column", column, names)
         yield Mistake(
             line, f"table {table.name!r} of {whose} has no column {column!r}", tuple(names), unknown.hint
+        )
+
+
+def _exact_column(table: TableContract, column: str, called: str, line: int) -> Iterator[Mistake]:
+    yield from _column(table, column, f"input {called!r}", line)
+    text = column + EXACT_SUFFIX
+    if text in [one.name for one in table.columns]:
+        yield Mistake(
+            line,
+            f"input {called!r} has a column {text!r} already, so the texts of {column!r} cannot be called so",
         )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -80,6 +80,7 @@ class Housekeeper:
         self._looked: dict[str, float] = {}
         self._tended: dict[tuple[ProductName, str], float] = {}
         self._shared = plan.shared
+        self._concluded: dict[tuple[ProductName, str], int] = {}
         self._resting = False
         self._reports: queue.SimpleQueue[FoldReport] = queue.SimpleQueue()
 
@@ -129,13 +130,20 @@ class Housekeeper:
             job.cancel()
         return all(job.done() for job in self._jobs.values())
 
-    def finish(self) -> None:
-        """Wait for what runs, and tend every table once more."""
-        for key in self._cuts.keys() - self._faulty:
+    def conclude(self) -> bool:
+        """Tend every table once more, as no more changes are worth waiting for; True once that is done.
+
+        Does not wait: to be called again until it is, or until there is something to land.
+        """
+        for key, (seq, _) in self._cuts.items():
+            job = self._jobs.get(key)
+            if job is not None and not job.done():
+                continue
             self._settle(key)
-            self._jobs[key] = self._pool.submit(self._tend, key)
-        for key in list(self._jobs):
-            self._settle(key)
+            if key not in self._faulty and self._concluded.get(key) != seq:
+                self._concluded[key] = seq
+                self._jobs[key] = self._pool.submit(self._tend, key, last=True)
+        return not self._jobs
 
     def _settle(self, key: tuple[ProductName, str]) -> None:
         job = self._jobs.pop(key, None)
@@ -152,12 +160,13 @@ class Housekeeper:
 
     # -- in the background --------------------------------------------------------------------
 
-    def _tend(self, key: tuple[ProductName, str]) -> None:
+    def _tend(self, key: tuple[ProductName, str], *, last: bool = False) -> None:
         target, (seq, cut_at) = self._targets[key], self._cuts[key]
+        policy = replace(self._policy, min_age_seconds=0.0) if last and self._policy else self._policy
         try:
             log = ChangeLog.open(target.changes_uri)
             with self._tending.fold(target) if self._tending else nullcontext() as lineage:
-                self._fold(target, log, seq, cut_at, lineage)
+                self._fold(target, log, seq, cut_at, policy, lineage)
             self._maintain(target, target.changes_uri)
             self._maintain(target, target.current_uri, compacting=False)
             for uri in self._shared:
@@ -179,7 +188,13 @@ class Housekeeper:
             self._maintained[uri] = table.version
 
     def _fold(
-        self, target: Target, log: ChangeLog, seq: int, cut_at: datetime, lineage: FoldRecording | None
+        self,
+        target: Target,
+        log: ChangeLog,
+        seq: int,
+        cut_at: datetime,
+        policy: FoldPolicy | None,
+        lineage: FoldRecording | None,
     ) -> None:
         key = (target.name, target.table)
         current = Current.open_or_create(target.current_uri, log.row_schema, log.key)
@@ -196,7 +211,7 @@ class Housekeeper:
             age_seconds=(datetime.now(UTC) - self._waiting.get(key, cut_at)).total_seconds(),
             cpu_seconds=(time.monotonic() - measured.ended) * _CORES if measured.ended else 60.0,
         )
-        if should_fold(case, self._policy) is None:
+        if should_fold(case, policy) is None:
             return
         started_at = datetime.now(UTC)
         release()

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from mesh_assets.catalog.releases import Releases
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.source import Source
 from mesh_assets.contract import compatibility
 from mesh_assets.contract.arrow import compare
 from mesh_assets.contract.discovery import Product
-from mesh_assets.contract.model import Contract
 from mesh_assets.errors import (
     ContractError,
     CredentialsRejected,
@@ -26,6 +24,7 @@ from mesh_assets.quality import load
 from mesh_assets.quality.gate import Gate
 from mesh_assets.quality.rule import Ruleset, Scope
 from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.release import check_release, keep_old_versions
 
 TABLE_ERRORS = (IdentityMissing, TableRefused, UnknownName, ContractError)
 """What is wrong with one table only: the others go on."""
@@ -76,34 +75,6 @@ def check_contract(plan: CapturePlan, target: Target, relation: Relation) -> Non
         )
 
 
-def check_release(
-    layout: Layout, contract: Contract, readers: compatibility.Readers
-) -> dict[str, ContractError]:
-    """The tables of a contract that break what was released although its major version is the same.
-
-    Args:
-        layout: of the lake.
-        contract: what is to hold from now on.
-        readers: who reads what of the product.
-
-    Returns:
-        Table -> why it is refused, naming every break and whom it would hurt. What is broken of the
-        contract as a whole refuses all of its tables.
-    """
-    released = Releases(layout.catalog(contract.name)).latest()
-    if released is None or released.hash == contract.hash:
-        return {}
-    changes = compatibility.compare(released, contract, readers)
-    tables = [table.name for table in contract.tables]
-    whole = [change for change in changes if change.table not in tables]
-    refused: dict[str, ContractError] = {}
-    for table in tables:
-        mine = [*whole, *(change for change in changes if change.table == table)]
-        if refusal := compatibility.refusal(released, contract, mine):
-            refused[table] = refusal
-    return refused
-
-
 @dataclass(frozen=True)
 class Promises:
     """What the products of a plan promise of their rows, ready to be held.
@@ -111,10 +82,12 @@ class Promises:
     Attributes:
         rulesets: the quality rules of each product whose contract and suites are right.
         refused_tables: tables that take nothing under their contract as it is, and why.
+        messages: what was done about old versions of them.
     """
 
     rulesets: Mapping[ProductName, Ruleset] = field(default_factory=dict)
     refused_tables: Mapping[tuple[ProductName, str], MeshError] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
 
     @property
     def refused(self) -> dict[ProductName, MeshError]:
@@ -138,23 +111,31 @@ def promises(
     layout: Layout,
     definitions: Mapping[ProductName, Product],
     readers: Mapping[ProductName, compatibility.Readers] | None = None,
+    *,
+    keep: bool = True,
 ) -> Promises:
     """Read the quality rules of products, and hold their contracts against those last released.
+
+    An old version that somebody reads is kept beside the new one, or the new one refused.
 
     Args:
         layout: of the lake.
         definitions: the products.
         readers: per product, who reads what of it; they are named where a contract is refused.
+        keep: whether old versions that are read are to be kept.
     """
     rulesets: dict[ProductName, Ruleset] = {}
     refused: dict[tuple[ProductName, str], MeshError] = {}
+    messages: list[str] = []
     for name, product in definitions.items():
         try:
             found: Mapping[str, MeshError] = check_release(
                 layout, product.contract, (readers or {}).get(name, {})
             )
             rulesets[name] = load(product)
+            if keep and not found:
+                messages += keep_old_versions(layout, product)
         except MeshError as error:
             found = {table.name: error for table in product.contract.tables}
         refused |= {(name, table): error for table, error in found.items()}
-    return Promises(rulesets, refused)
+    return Promises(rulesets, refused, tuple(messages))

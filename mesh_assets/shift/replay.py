@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from mesh_assets.lake.storage import Storage, storage_of
@@ -19,6 +19,7 @@ from mesh_assets.names import QUARANTINE, Layout, ProductName
 
 _FOLDER = "requests"
 _REQUEST, _ANSWER = ".request.json", ".answer.json"
+_UNASKED = "unasked.json"
 _KEPT_SECONDS = 86_400.0
 """After this long nobody waits for an answer any more."""
 
@@ -32,16 +33,21 @@ class Replayed:
         kept: keys that stay in quarantine.
         row_count: changes appended once more.
         refused: why nothing could be done; empty if it could.
+        before: keys that a shift had released by itself when it saw the contract as it is now.
+        released_by: the run of that shift.
     """
 
     released: int = 0
     kept: int = 0
     row_count: int = 0
     refused: str = ""
+    before: int = 0
+    released_by: str = ""
 
     def sentence(self) -> str:
         """The same in words."""
-        return self.refused or f"{self.released:,} released, {self.kept:,} still failing"
+        told = self.refused or f"{self.released:,} released, {self.kept:,} still failing"
+        return f"{told} ({self.before:,} released before by run {self.released_by})" if self.before else told
 
     def __add__(self, other: Replayed) -> Replayed:
         return Replayed(
@@ -49,6 +55,8 @@ class Replayed:
             self.kept + other.kept,
             self.row_count + other.row_count,
             self.refused or other.refused,
+            self.before + other.before,
+            self.released_by or other.released_by,
         )
 
 
@@ -140,6 +148,29 @@ class Desk:
         self._storage.remove([request.id + _ANSWER])
         tables = {table: Replayed(**done) for table, done in record["tables"].items()}
         return Answer(record["run_id"], tables)
+
+    def note(self, run_id: str, contract_hash: str, done: Mapping[str, Replayed]) -> None:
+        """Remember what a shift released unasked, because the contract had become another."""
+        released = {table: one.released for table, one in done.items() if one.released}
+        if not released:
+            return
+        record = {"run_id": run_id, "contract_hash": contract_hash, "released": released}
+        self._storage.write(_UNASKED, json.dumps(record).encode())
+
+    def told(self, contract_hash: str, done: Mapping[str, Replayed]) -> dict[str, Replayed]:
+        """What a replay did, with what was released unasked under the same contract before."""
+        try:
+            record = json.loads(self._storage.read(_UNASKED))
+            run_id, released = str(record["run_id"]), dict(record["released"])
+            noted = record["contract_hash"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return dict(done)
+        if noted != contract_hash:
+            return dict(done)
+        return {
+            table: replace(one, before=released[table], released_by=run_id) if table in released else one
+            for table, one in done.items()
+        }
 
     def withdraw(self, request: Request) -> None:
         """Take a request back."""

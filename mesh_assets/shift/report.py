@@ -169,7 +169,7 @@ class Observer(Protocol):
         """Whether the shift shall end now, between two batches."""
 
     def relieved(self) -> bool:
-        """Whether the shift may end at its budget: its successor is queued, or needs none."""
+        """Whether the shift may end at its budget: its successor is ready, or it needs none."""
 
 
 class Silent:

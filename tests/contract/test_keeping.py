@@ -46,7 +46,7 @@ def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 
 def keep(products: Folder, name: ProductName = ORDERS, until: date | None = None) -> Path:
     product = products.discover().product(name)
-    folder = products.root / name.domain / kept_name(product).product
+    folder = products.root / name.domain / kept_name(product.contract).product
     folder.mkdir()
     for path, content in kept_files(product, until).items():
         (folder / path).write_bytes(content)
@@ -113,7 +113,7 @@ def test_a_version_without_a_number_cannot_be_kept(products: Folder) -> None:
     contract = products.root / "sales" / "orders" / "contract.yaml"
     contract.write_text(contract.read_text().replace("version: 1.0.0", "version: first"))
     with pytest.raises(ContractError, match=r"version 'first' of sales\.orders has no major number"):
-        kept_name(products.discover().product(ORDERS))
+        kept_name(products.discover().product(ORDERS).contract)
 
 
 def test_whoever_pins_a_version_stays_with_it(products: Folder) -> None:
