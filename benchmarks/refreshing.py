@@ -135,7 +135,7 @@ def _products(folder: Path) -> Settings:
     )
     (root / "balances" / "defs.yaml").write_text(_DERIVED)
     (root / "balances" / "transform.py").write_text(_TRANSFORM)
-    return Settings(products=folder / "products", lake=str(folder / "lake"))
+    return Settings(home=folder / "home", products=folder / "products", lake=str(folder / "lake"))
 
 
 def _payment_frame(order_ids: np.ndarray, position: int) -> pa.Table:
@@ -222,7 +222,7 @@ def _build(folder: Path, row_count: int, report: Report) -> dict[str, Any]:
     for one in inputs:
         one.cut()
         one.fold()
-    with Transformer() as transformer:
+    with Transformer(plan.home) as transformer:
         derivation = Derivation(plan, "benchmark", transformer)
         derivation.open()
         step = derivation.step(_heads(inputs))
@@ -257,7 +257,7 @@ def _measure(folder: Path, row_count: int, report: Report) -> dict[str, Any]:
         return np.arange(first, first + count)
 
     found: dict[str, Any] = {"change_count": count}
-    with Transformer() as transformer:
+    with Transformer(plan.home) as transformer:
         derivation = Derivation(plan, "benchmark", transformer, proof_seconds=1e9)
         derivation.open()
 

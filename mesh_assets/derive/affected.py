@@ -6,7 +6,7 @@ columns of the output's key, or its rows belong to rows of another input, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import polars as pl
@@ -14,7 +14,6 @@ import polars as pl
 from mesh_assets.derive.plan import DerivePlan, Subscription
 from mesh_assets.lake.between import Between
 from mesh_assets.lake.shape import Shape
-from mesh_assets.lake.view import View
 
 
 class Rows(Protocol):
@@ -26,6 +25,13 @@ class Rows(Protocol):
 
     def holding(self, values: pl.DataFrame) -> pl.LazyFrame:
         """The rows whose columns have one of these combinations of values."""
+
+
+class Whole(Protocol):
+    """All rows of an input, too."""
+
+    def rows(self) -> pl.LazyFrame:
+        """All of them."""
 
 
 class Paths:
@@ -118,6 +124,6 @@ class Paths:
         return {name: views[first.name].shape.columns[first.key[name]] for name in self._unit}
 
 
-def whole(inputs: Sequence[Subscription], views: Mapping[str, View]) -> dict[str, pl.LazyFrame]:
+def whole(inputs: Mapping[str, Whole]) -> dict[str, pl.LazyFrame]:
     """All rows of each input."""
-    return {one.name: views[one.name].rows() for one in inputs}
+    return {name: one.rows() for name, one in inputs.items()}

@@ -8,9 +8,11 @@ what the transform prints goes to standard error.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import hashlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,7 +28,11 @@ from typing import Any
 import polars as pl
 
 FUNCTION = "transform"
+EXACT_SUFFIX = "_exact"
+"""As :data:`mesh_assets.contract.definition.EXACT_SUFFIX`."""
 _LOOK_SECONDS = 1.0
+_IN_EXPRESSION = "\n\nThis error occurred in the following expression:\n\t"
+_WORD = re.compile(r"\w+")
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 
@@ -137,9 +143,41 @@ def _raised(error: BaseException, path: str, line: int) -> dict[str, Any]:
     mine = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     text = str(error).split("\n\nResolved plan until failure", 1)[0].strip()
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    answer = {
+        "line": mine[-1].lineno if mine else line,
+        "error": said,
+        "bare": _bare(error, _source(path)),
+    }
     if isinstance(error, KeyError) and mine:
-        return {"line": mine[-1].lineno, "error": said, "hint": "inputs are called as in defs.yaml"}
-    return {"line": mine[-1].lineno if mine else line, "error": said}
+        answer["hint"] = "inputs are called as in defs.yaml"
+    return answer
+
+
+def _source(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        # Removed meanwhile.
+        return ""
+
+
+def _bare(error: BaseException, source: str) -> str:
+    """The error's kind and the expression that failed: of all words only polars' own and the source's.
+
+    Whatever else a text says may be a value.
+    """
+    kind, (_, marker, expression) = type(error).__name__, str(error).rpartition(_IN_EXPRESSION)
+    if not marker:
+        return kind
+    words = _polars_words() | set(_WORD.findall(source))
+    shown = _WORD.sub(lambda found: found[0] if found[0] in words else "…", expression.strip().split("\n")[0])
+    return f"{kind} in {shown}"
+
+
+@functools.cache
+def _polars_words() -> frozenset[str]:
+    spaces = (pl, pl.Expr, *(getattr(pl.Expr, name) for name in ("str", "dt", "list", "struct")))
+    return frozenset({"strict_cast", "dyn", "int", "float", *(word for one in spaces for word in dir(one))})
 
 
 def _tables(given: object, wanted: Mapping[str, Any]) -> dict[str, pl.LazyFrame]:
@@ -181,7 +219,8 @@ def _shaped(
     schema = frame.collect_schema()
     columns: Mapping[str, pl.DataType] = wanted["columns"]
     missing = [name for name in columns if name not in schema]
-    extra = [name for name in schema if name not in columns]
+    texts = [name for name in schema if name not in columns and name.removesuffix(EXACT_SUFFIX) in columns]
+    extra = [name for name in schema if name not in columns and name not in texts]
     if missing or extra:
         parts = []
         if missing:
@@ -199,6 +238,14 @@ def _shaped(
                 f"write .cast({_spelled(kind)}), or change the contract's physicalType",
             )
         fitted.append(pl.col(name) if schema[name] == kind else pl.col(name).cast(kind))
+    for name in texts:
+        if schema[name] not in (pl.String, pl.Null):
+            raise Refused(
+                f"column {name!r} of {table!r} is {schema[name]}, not the text of a value that column "
+                f"{name.removesuffix(EXACT_SUFFIX)!r} cannot hold",
+                "write .cast(pl.String), or leave it out",
+            )
+        fitted.append(pl.col(name).cast(pl.String))
     shaped = frame.select(fitted)
     if region is None:
         return shaped

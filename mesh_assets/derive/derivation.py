@@ -10,35 +10,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 
 import polars as pl
-import pyarrow as pa
 
 from mesh_assets import failpoint
-from mesh_assets.contract.arrow import arrow_type
 from mesh_assets.contract.document import display
-from mesh_assets.contract.model import TableContract
 from mesh_assets.derive.affected import Paths, whole
-from mesh_assets.derive.difference import Stamp, change_frame, differences, no_change, same_rows
+from mesh_assets.derive.difference import Stamp, differences, no_change, same_rows
+from mesh_assets.derive.exact import Doubts, Given, given, widened, with_texts
 from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.table import OwnTable
 from mesh_assets.derive.transform import Made, Transformer, shown_key
-from mesh_assets.errors import ContractError
 from mesh_assets.lake.access import Principal
 from mesh_assets.lake.between import Between, between
-from mesh_assets.lake.log import Appended, ChangeLog
-from mesh_assets.lake.quarantine import images, last_rows, open_rows
 from mesh_assets.lake.shape import Shape
-from mesh_assets.lake.table import Table
-from mesh_assets.lake.tail import shape_of
 from mesh_assets.lake.version import InputPosition, VersionLog, VersionRow
 from mesh_assets.lake.view import Reader, View, chosen
 from mesh_assets.names import ProductName
 from mesh_assets.quality.gate import Gate
-from mesh_assets.shift.gating import Guard
-from mesh_assets.shift.plan import Target
-from mesh_assets.shift.replay import Replayed
+from mesh_assets.shift.replay import Desk, Replayed
 from mesh_assets.shift.report import BatchReport, TableReport, VersionReport
 
 _WHOLE = "derive/whole"
@@ -101,19 +93,6 @@ class Comparison:
         return differences(self.shape, self.made, self.standing, row_count=2 * row_count)
 
 
-@dataclass
-class _Table:
-    """One of the product's tables, open for appending."""
-
-    target: Target
-    log: ChangeLog
-    guard: Guard
-    reader: Reader
-    shape: Shape
-    op_count: Counter[str] = field(default_factory=Counter)
-    rejected_count: int = 0
-
-
 class Derivation:
     """One derived product.
 
@@ -147,6 +126,7 @@ class Derivation:
             for one in plan.inputs
         }
         self._input_logs = {name: VersionLog(plan.layout.versions(name)) for name in plan.input_products}
+        self._doubts = {(one.product, one.table): Doubts() for one in plan.inputs}
         self._previous: dict[tuple[ProductName, str], View] = {}
         self._messages: list[str] = []
         self._touched: dict[str, int] = {}
@@ -161,48 +141,15 @@ class Derivation:
             ContractError: if a table cannot take the shape that the contract has by now.
         """
         self._versions = VersionLog(self.plan.versions_uri)
-        self._tables = {target.table: self._opened(target) for target in self.plan.targets}
+        self._tables = {
+            target.table: OwnTable.open(self.plan, target, self._gates.get(target.table))
+            for target in self.plan.targets
+        }
         self._previous = {}
         first = next(iter(self._tables.values()))
         self.unproved = first.log.transaction(_WHOLE) == _number(self.plan.code_hash)
         # Whether what stands was made whole since it was found out is not recorded.
         self._owed = self.unproved
-
-    def _opened(self, target: Target) -> _Table:
-        assert target.contract is not None  # A derived table has one.
-        schema = row_schema(self.plan, target.contract)
-        if not Table.exists(target.changes_uri):
-            log = ChangeLog.create(target.changes_uri, schema, target.key)
-        else:
-            log = ChangeLog.open(target.changes_uri)
-            self._require_same(target.contract, log, schema)
-            log.add_columns([one for one in schema if one.name not in log.row_schema.names])
-        names = [name for name in log.row_schema.names if name in schema.names]
-        kinds = shape_of(log).columns
-        return _Table(
-            target,
-            log,
-            Guard(log, target.current_uri, self._gates.get(target.table)),
-            Reader(target.changes_uri, target.current_uri),
-            Shape(pl.Schema({name: kinds[name] for name in names}), log.key),
-        )
-
-    def _require_same(self, contract: TableContract, log: ChangeLog, schema: pa.Schema) -> None:
-        path = display(self.plan.product.contract.path)
-        if log.key != contract.key:
-            raise ContractError(
-                f"{path}:{contract.line}: the key of {contract.name!r} is now {', '.join(contract.key)}, "
-                f"its log is keyed by {', '.join(log.key)}",
-                hint="another key is another table: give it another name, or the product another version",
-            )
-        held = log.row_schema
-        for one in schema:
-            if one.name in held.names and held.field(one.name).type != one.type:
-                raise ContractError(
-                    f"{path}:{contract.column(one.name).line}: column {one.name!r} of {contract.name!r} is "
-                    f"now {one.type}, its log holds {held.field(one.name).type}",
-                    hint="what is logged keeps its type: add a column of another name",
-                )
 
     # -- where it stands --------------------------------------------------------------------------
 
@@ -265,33 +212,33 @@ class Derivation:
         last = self.latest()
         goal = self._goal(heads)
         later = self._views_at(goal)
+        inputs = self._given(later)
         reason, unit = whole_because, None
         if reason is None:
-            reason, unit = self._scope(last, goal, later)
+            reason, unit = self._scope(last, goal, inputs)
         stamp = Stamp((last.version if last else 0) + 1, _committed_at(goal, last))
         reports: list[TableReport] = []
         if unit is not None and unit.is_empty():
             transform_seconds = 0.0
         else:
-            inputs = whole(self.plan.inputs, later) if unit is None else Paths(self.plan).parts(unit, later)
-            shapes = {name: table.shape for name, table in self._tables.items()}
-            with self._transformer.run(self.plan, shapes, inputs, unit) as made:
+            frames = whole(inputs) if unit is None else Paths(self.plan).parts(unit, inputs)
+            with self._transformer.run(self.plan, self._shapes(), frames, unit) as made:
                 transform_seconds = made.seconds
                 if unit is None and (last is None or not self._same_code(last)):
-                    self._prove_whole(made, later)
+                    self._prove_whole(made, inputs)
                 failpoint.reach("append.before")
-                for number, table in enumerate(self._tables.values()):
-                    reports += self._append_differences(table, made, unit, goal, stamp)
+                for number, (name, table) in enumerate(self._tables.items()):
+                    reports += table.append_differences(made.tables[name], unit, _versions(goal), stamp)
                     failpoint.reach("append.first" if number == 0 else "append.middle")
         if last is not None and last.contract_hash != self.plan.contract_hash:
-            for name in self._tables:
-                self.replay(name)
+            done = {name: self.replay(name) for name in self._tables}
+            Desk(self.plan.layout, self.plan.name).note(self._run_id, self.plan.contract_hash, done)
         failpoint.reach("version.before")
         row = self._cut(last, goal, stamp)
         failpoint.reach("version.after")
         self._previous = {(one.product, one.table): later[one.name] for one in self.plan.inputs}
         if unit is not None:
-            self._sample(unit, later)
+            self._sample(unit, inputs)
         else:
             self._owed = False
         seconds = time.monotonic() - started
@@ -331,6 +278,17 @@ class Derivation:
             found[key] = held if held is not None and held.cut == cut else self._readers[key].view(cut)
         return {one.name: found[one.product, one.table] for one in self.plan.inputs}
 
+    def _given(self, views: Mapping[str, View]) -> dict[str, Given]:
+        """These views as the transform gets them."""
+        doubts = {
+            one.name: self._doubts[one.product, one.table].columns(views[one.name])
+            for one in self.plan.inputs
+        }
+        return given(self.plan, views, doubts)
+
+    def _shapes(self) -> dict[str, Shape]:
+        return {name: table.shape for name, table in self._tables.items()}
+
     def _input_row(self, name: ProductName, version: int) -> VersionRow | None:
         """A version of an input; one that was written after this handle last looked is looked for again."""
         log = self._input_logs[name]
@@ -341,7 +299,7 @@ class Derivation:
         return row
 
     def _scope(
-        self, last: VersionRow | None, goal: Heads, later: Mapping[str, View]
+        self, last: VersionRow | None, goal: Heads, inputs: Mapping[str, Given]
     ) -> tuple[str | None, pl.DataFrame | None]:
         """Why everything has to be recomputed, or the values of the unit that have to be."""
         plan = self.plan
@@ -362,7 +320,7 @@ class Derivation:
         betweens: dict[str, Between] = {}
         for one in plan.inputs:
             low = below[one.product].tables.get(one.table, -1)
-            view = later[one.name]
+            view = inputs[one.name].view
             held = self._previous.get((one.product, one.table))
             if low == view.cut:
                 earlier[one.name] = view
@@ -383,16 +341,18 @@ class Derivation:
                 return f"input {called!r} was truncated", None
             if change.inexact:
                 return f"a key of input {called!r} is outside of its column's type", None
+        if pathless := [name for name, one in inputs.items() if one.pathless]:
+            return f"a key path of input {pathless[0]!r} may be outside of its column's type", None
         if not plan.unit:
             names = [one.name for one in plan.inputs if not (one.key or one.through)]
             why = f"inputs without a key path: {', '.join(names)}" if names else "no common key path"
             return why, None
         if self.unproved:
             return "its transform does not compute in parts", None
-        unit = Paths(plan).affected(changed, earlier, later)
+        unit = Paths(plan).affected(changed, earlier, {name: one.view for name, one in inputs.items()})
         if extra is not None:
             unit = pl.concat([unit, extra.cast(unit.schema)]).unique()
-        standing = max(self._row_count(table) for table in self._tables.values())
+        standing = max(table.view().row_count for table in self._tables.values())
         if unit.height > max(_FEW, _WHOLE_SHARE * standing):
             return f"{unit.height:,} of about {standing:,} keys are affected", None
         return None, unit
@@ -408,9 +368,6 @@ class Derivation:
             if table.log.seq > after and self.plan.unit:
                 parts.append(table.log.scan(after, table.log.seq, self.plan.unit).unique().collect())
         return pl.concat(parts, how="vertical_relaxed").unique().drop_nulls() if parts else None
-
-    def _row_count(self, table: _Table) -> int:
-        return self._own(table).row_count
 
     # -- held against what stands -----------------------------------------------------------------
 
@@ -437,102 +394,19 @@ class Derivation:
             cuts: the last ``_seq`` of each table that counts, for a reader beside a shift that goes on
                 appending; by default all that this object knows of.
         """
-        inputs = whole(self.plan.inputs, self._views_at(goal))
-        shapes = {name: table.shape for name, table in self._tables.items()}
-        with self._transformer.run(self.plan, shapes, inputs) as made:
+        frames = whole(self._given(self._views_at(goal)))
+        with self._transformer.run(self.plan, self._shapes(), frames) as made:
             for name, table in self._tables.items():
+                texts = table.texts(made.tables[name])
                 if cuts is None:
-                    standing, _ = self._standing(table, None)
+                    standing, _ = table.standing(None, texts)
                     count = table.guard.open_count
                 else:
-                    standing, count = self._stood(table, cuts[name])
-                yield Comparison(name, table.shape, made.tables[name], standing, count)
-
-    # -- own rows ---------------------------------------------------------------------------------
-
-    def _own(self, table: _Table) -> View:
-        return table.reader.view(table.log.seq)
-
-    def _stood(self, table: _Table, cut: int) -> tuple[pl.LazyFrame, int]:
-        """The rows as the log had them last at a cut, like :meth:`_standing`; how many keys are held back."""
-        if table.log.seq < cut:
-            table.log.refresh()
-        names = table.shape.columns.names()
-        rows = table.reader.view(cut).rows().select(names)
-        opened = open_rows(table.log, cut)
-        keys = opened.select(table.shape.key).unique()
-        if keys.is_empty():
-            return rows, 0
-        kept = rows.join(keys.lazy(), on=table.shape.key, how="anti")
-        held = images(table.log, last_rows(shape_of(table.log), opened))
-        return pl.concat([kept, held.select(names)]), keys.height
-
-    def _standing(self, table: _Table, unit: pl.DataFrame | None) -> tuple[pl.LazyFrame, int]:
-        """The rows as the log has them last, also those that the gate keeps out; about how many."""
-        view = self._own(table)
-        names = table.shape.columns.names()
-        rows = view.rows() if unit is None else view.holding(unit)
-        if table.guard.open_count:
-            opened = open_rows(table.log)
-            keys = opened.select(table.shape.key).unique()
-            kept = rows.join(keys.lazy(), on=table.shape.key, how="anti")
-            held = images(table.log, last_rows(shape_of(table.log), opened))
-            if unit is not None:
-                held = chosen(held, unit.cast({name: table.shape.columns[name] for name in unit.columns}))
-            rows = pl.concat([kept.select(names), held.select(names)])
-        return rows.select(names), view.row_count
+                    standing, count = table.stood(cuts[name], texts)
+                rows = with_texts(made.tables[name], table.shape, texts)
+                yield Comparison(name, widened(table.shape, texts), rows, standing, count)
 
     # -- appending --------------------------------------------------------------------------------
-
-    def _append_differences(
-        self, table: _Table, made: Made, unit: pl.DataFrame | None, goal: Heads, stamp: Stamp
-    ) -> list[TableReport]:
-        result = made.tables[table.target.table]
-        standing, count = self._standing(table, unit)
-        if unit is not None:
-            count = 0
-        else:
-            count += int(result.select(pl.len()).collect().item())
-        reports = []
-        for found in differences(table.shape, result, standing, row_count=count):
-            ordinal = self._next_ordinal(table, stamp)
-            frame = change_frame(table.shape, table.log.table.schema, found, stamp, ordinal)
-            reports.append(self._append(table, frame, (stamp.version, ordinal + found.height - 1), goal))
-        return reports
-
-    def _next_ordinal(self, table: _Table, stamp: Stamp) -> int:
-        held = table.log.position(str(self.plan.name))
-        return held[1] + 1 if held is not None and held[0] == stamp.version else 0
-
-    def _append(self, table: _Table, frame: pa.Table, position: tuple[int, int], goal: Heads) -> TableReport:
-        verdict = table.guard.judge(frame)
-        appended = self._logged(table, frame, position, goal, verdict.rejected_by, verdict.transactions)
-        table.rejected_count += verdict.rejected_count
-        return self._report(table, appended)
-
-    def _logged(
-        self,
-        table: _Table,
-        frame: pa.Table,
-        position: tuple[int, int],
-        goal: Heads,
-        rejected_by: pa.Array | None,
-        transactions: Mapping[str, int],
-        *,
-        empty: bool = False,
-    ) -> Appended:
-        appended = table.log.append(
-            frame,
-            source=str(self.plan.name),
-            position=position,
-            captured_at=datetime.now(UTC),
-            schema_version=1,
-            rejected_by=rejected_by,
-            transactions={**{f"{name}/lsn": row.version for name, row in goal.items()}, **transactions},
-            empty=empty,
-        )
-        table.op_count.update(frame.column("_op").to_pylist())
-        return appended
 
     def replay(self, name: str) -> Replayed:
         """Judge again what is quarantined of a table; the next step writes the version that has it.
@@ -542,38 +416,8 @@ class Derivation:
             Fenced: if another writer has appended.
         """
         self.plan.product.contract.table(name)
-        table, done = self._tables[name], Replayed()
         last = self.latest()
-        position = table.log.position(str(self.plan.name)) or (0, -1)
-        held = last.parents if last else {}
-        for release, verdict in table.guard.released():
-            appended = 0
-            if release.frame.num_rows:
-                appended = table.log.append(
-                    release.frame,
-                    source=str(self.plan.name),
-                    position=position,
-                    captured_at=datetime.now(UTC),
-                    schema_version=1,
-                    rejected_by=verdict.rejected_by,
-                    transactions={**{f"{one}/lsn": at for one, at in held.items()}, **verdict.transactions},
-                ).row_count
-            done += Replayed(release.released, release.kept, appended)
-        return done
-
-    def _report(self, table: _Table, appended: Appended) -> TableReport:
-        contract = table.target.contract
-        assert contract is not None  # A derived table has one.
-        return TableReport(
-            self.plan.name,
-            table.target.table,
-            appended.row_count,
-            dict(table.op_count),
-            appended.last_seq,
-            appended.delta_version,
-            {one.name: one.physical_type for one in contract.columns},
-            table.rejected_count,
-        )
+        return self._tables[name].replay(last.parents if last else {})
 
     def _cut(self, last: VersionRow | None, goal: Heads, stamp: Stamp) -> VersionRow:
         ops: Counter[str] = Counter()
@@ -585,19 +429,19 @@ class Derivation:
         plan = self.plan
         return self._versions.append(
             tables={name: table.log.seq for name, table in self._tables.items()},
-            positions={str(name): InputPosition(row.version) for name, row in goal.items()},
+            positions={name: InputPosition(version) for name, version in _versions(goal).items()},
             row_count=dict(ops),
             contract_hash=plan.contract_hash,
             code_version=plan.code_version,
             run_id=self._run_id,
             actor=Principal.local().name,
             committed_at=stamp.committed_at,
-            parents={str(name): row.version for name, row in goal.items()},
+            parents=_versions(goal),
         )
 
     # -- proof ------------------------------------------------------------------------------------
 
-    def _prove_whole(self, made: Made, later: Mapping[str, View]) -> None:
+    def _prove_whole(self, made: Made, inputs: Mapping[str, Given]) -> None:
         """Hold a recomputation of some parts against the whole that was just made."""
         if not self.plan.unit or self.unproved:
             return
@@ -606,15 +450,15 @@ class Derivation:
         if unit.is_empty():
             return
         whole_tables = {name: chosen(rows, unit) for name, rows in made.tables.items()}
-        self._hold(unit, whole_tables, later, "it")
+        self._hold(unit, whole_tables, inputs, "it")
 
-    def _sample(self, affected: pl.DataFrame, later: Mapping[str, View]) -> None:
+    def _sample(self, affected: pl.DataFrame, inputs: Mapping[str, Given]) -> None:
         """Now and then, hold a recomputation of some other parts against the rows that stand."""
         if affected.is_empty() or time.monotonic() - self._proved < self._proof_seconds:
             return
         self._proved = time.monotonic()
         table = next(iter(self._tables.values()))
-        view = self._own(table)
+        view = table.view()
         names = list(self.plan.unit)
         own = view.rows()
         if view.base is not None and view.files:
@@ -622,8 +466,8 @@ class Derivation:
         others = self._some(own.select(names), _SAMPLE_COUNT)
         few = affected.sample(min(affected.height, _SAMPLE_COUNT), seed=self._seed)
         unit = pl.concat([others.cast(few.schema), few]).unique()
-        standing = {name: self._standing(one, unit)[0] for name, one in self._tables.items()}
-        self._hold(unit, standing, later, "what stands")
+        standing = {name: one.standing(unit)[0] for name, one in self._tables.items()}
+        self._hold(unit, standing, inputs, "what stands")
 
     def _some(self, keys: pl.LazyFrame, count: int) -> pl.DataFrame:
         self._seed += 1
@@ -631,11 +475,11 @@ class Derivation:
         return narrow.sample(min(count, narrow.height), seed=self._seed)
 
     def _hold(
-        self, unit: pl.DataFrame, wanted: Mapping[str, pl.LazyFrame], later: Mapping[str, View], what: str
+        self, unit: pl.DataFrame, wanted: Mapping[str, pl.LazyFrame], inputs: Mapping[str, Given], what: str
     ) -> None:
         plan = self.plan
-        shapes = {name: table.shape for name, table in self._tables.items()}
-        with self._transformer.run(plan, shapes, Paths(plan).parts(unit, later), unit) as parts:
+        shapes = self._shapes()
+        with self._transformer.run(plan, shapes, Paths(plan).parts(unit, inputs), unit) as parts:
             for name, rows in wanted.items():
                 unlike = same_rows(shapes[name], parts.tables[name], rows)
                 if unlike.is_empty():
@@ -654,37 +498,13 @@ class Derivation:
         """Remember, in the log, that this code does not compute in parts."""
         self.unproved = self._owed = True
         table = next(iter(self._tables.values()))
-        nothing = no_change(table.log.table.schema)
         last = self.latest()
-        position = table.log.position(str(self.plan.name)) or ((last.version if last else 0) + 1, -1)
-        table.log.append(
-            nothing,
-            source=str(self.plan.name),
-            position=position,
-            captured_at=datetime.now(UTC),
-            schema_version=1,
-            transactions={_WHOLE: _number(self.plan.code_hash)},
-            empty=True,
-        )
+        number = (last.version if last else 0) + 1
+        table.note(no_change(table.log.table.schema), number, {_WHOLE: _number(self.plan.code_hash)})
 
 
-def row_schema(plan: DerivePlan, table: TableContract) -> pa.Schema:
-    """The columns of one of a product's tables, in the types that its contract gives them.
-
-    Raises:
-        ContractError: if a column's type is not known.
-    """
-    fields = []
-    for column in table.columns:
-        kind = arrow_type(column)
-        if kind is None:
-            raise ContractError(
-                f"{display(plan.product.contract.path)}:{column.line}: column {column.name!r} of "
-                f"{table.name!r} does not say how it is stored",
-                hint="add physicalType, for example bigint, numeric(14,2), text or timestamptz",
-            )
-        fields.append(pa.field(column.name, kind))
-    return pa.schema(fields)
+def _versions(goal: Heads) -> dict[str, int]:
+    return {str(name): row.version for name, row in goal.items()}
 
 
 def _committed_at(goal: Heads, last: VersionRow | None) -> datetime:

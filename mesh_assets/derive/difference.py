@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 import polars as pl
 import pyarrow as pa
 
+from mesh_assets.contract.definition import EXACT_SUFFIX
+from mesh_assets.lake.exact import made_exact
 from mesh_assets.lake.file import conform
 from mesh_assets.lake.log import BEFORE
 from mesh_assets.lake.shape import Shape
@@ -102,13 +104,19 @@ def _unlike(one: str, other: str, kind: pl.DataType) -> pl.Expr:
 
 
 def change_frame(
-    shape: Shape, schema: pa.Schema, found: pl.DataFrame, stamp: Stamp, ordinal: int
+    shape: Shape,
+    schema: pa.Schema,
+    found: pl.DataFrame,
+    stamp: Stamp,
+    ordinal: int,
+    texts: Collection[str] = (),
 ) -> pa.Table:
     """Rows of :func:`differences` as a change log takes them.
 
     Args:
         schema: of the log.
         ordinal: of the first row within its version.
+        texts: the columns that come with texts of values outside of their type.
     """
     names = shape.columns.names()
     gone = pl.col("_op") == "d"
@@ -128,8 +136,24 @@ def change_frame(
         pl.when(pl.col("_op") != "c")
         .then(pl.struct(pl.col(f"_old_{name}").alias(name) for name in names))
         .alias(BEFORE),
+        *_exact(texts),
     )
     return conform(rows.to_arrow(), no_change(schema).schema)
+
+
+def _exact(texts: Collection[str]) -> list[pl.Expr]:
+    if not texts:
+        return []
+
+    def text(side: str, name: str, without: str) -> pl.Expr:
+        return pl.when(pl.col("_op") != without).then(pl.col(f"_{side}_{name}{EXACT_SUFFIX}"))
+
+    return [
+        made_exact(
+            {name: text("new", name, "d") for name in sorted(texts)},
+            {name: text("old", name, "c") for name in sorted(texts)},
+        )
+    ]
 
 
 def no_change(schema: pa.Schema) -> pa.Table:

@@ -207,7 +207,7 @@ class DeriveLineage:
         schemas = self._schemas.setdefault(plan.name, {})
         for one in plan.inputs:
             if one.name not in schemas and (schema := _schema_of(one)) is not None:
-                schemas[one.name] = schema
+                schemas[one.name] = one.schema(schema)
         if len(schemas) < len(plan.inputs):
             return {}
         known = self._columns.get(plan.name)
@@ -226,7 +226,16 @@ class DeriveLineage:
             self._columns[plan.name] = known
         rows = [name for name in names if not name.startswith("_")]
         found = (known[1] or {}).get(table, {})
-        return everything(schemas, rows) | {name: sources for name, sources in found.items() if name in rows}
+        made = everything(schemas, rows) | {name: sources for name, sources in found.items() if name in rows}
+        named = {one.name: one for one in plan.inputs}
+        return {
+            name: tuple(
+                dict.fromkeys(
+                    source._replace(column=named[source.input].column(source.column)) for source in sources
+                )
+            )
+            for name, sources in made.items()
+        }
 
 
 def _schema_of(one: Subscription) -> pl.Schema | None:

@@ -10,19 +10,23 @@ from functools import cached_property
 from importlib.metadata import version as package_version
 from pathlib import Path
 
+import polars as pl
+
 from mesh_assets.contract.compatibility import Readers
-from mesh_assets.contract.definition import Limits, Through
+from mesh_assets.contract.definition import EXACT_SUFFIX, Limits, Through
 from mesh_assets.contract.discovery import Discovery, Product
 from mesh_assets.errors import UnknownName
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
+from mesh_assets.quality.concealment import restricted
 from mesh_assets.readers import table_readers
 from mesh_assets.settings import Settings
 from mesh_assets.shift.plan import Target, product_files
 
 _REFUSAL_FILE = "refused.json"
 _HASH_LETTERS = 16
+_HOME = "derive"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Subscription:
         name: what the transform calls it.
         key: column of the output's key -> equal column of the input; None without such a key path.
         through: the key path by way of another input, instead.
+        exact: columns of which the transform gets the texts of values outside of their type, too.
+        restricted: columns whose values nobody is told of.
     """
 
     name: str
@@ -42,6 +48,16 @@ class Subscription:
     current_uri: str
     key: Mapping[str, str] | None = field(default=None, hash=False)
     through: Through | None = None
+    exact: tuple[str, ...] = ()
+    restricted: frozenset[str] = frozenset()
+
+    def schema(self, columns: Mapping[str, pl.DataType]) -> pl.Schema:
+        """What the transform gets of it, if its table has these columns."""
+        return pl.Schema({**columns, **{name + EXACT_SUFFIX: pl.String() for name in self.exact}})
+
+    def column(self, name: str) -> str:
+        """The column of the table that a column of :meth:`schema` belongs to."""
+        return {text + EXACT_SUFFIX: text for text in self.exact}.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -53,9 +69,11 @@ class DerivePlan:
         inputs: what it is made of.
         targets: its own tables.
         code_hash: of transform and inputs, as they were when the plan was made.
-        contract_files: contracts and definitions of the domain and the product's transform, with the
-            fingerprint of each, to notice a change cheaply.
+        contract_files: contracts and definitions of the domain and of those that it reads from, and the
+            product's transform, with the fingerprint of each, to notice a change cheaply.
         readers: who reads which of its tables.
+        input_contracts: hash of each input's contract as it was when the plan was made.
+        home: the installation's folder for derive shifts: claims, scratch space, errors.
     """
 
     product: Product
@@ -65,6 +83,8 @@ class DerivePlan:
     code_hash: str
     contract_files: Mapping[Path, str] = field(hash=False)
     readers: Readers = field(default_factory=dict, hash=False)
+    input_contracts: Mapping[ProductName, str] = field(default_factory=dict, hash=False)
+    home: Path = field(kw_only=True)
 
     @property
     def name(self) -> ProductName:
@@ -134,7 +154,7 @@ class DerivePlan:
         )
 
     def contracts_changed(self) -> bool:
-        """Whether the domain's products, or the transform, differ from what the plan was made of."""
+        """Whether what the plan was made of differs: own and read domains' products, or the transform."""
         return _files(self.product) != self.contract_files
 
     # -- what keeps it from running ---------------------------------------------------------------
@@ -193,7 +213,11 @@ class DerivePlan:
 
 
 def _files(product: Product) -> dict[Path, str]:
-    files = product_files(product.folder.absolute().parent)
+    root = product.folder.absolute().parent.parent
+    domains = {product.name.domain, *(one.product.domain for one in product.definition.inputs)}
+    files: dict[Path, str] = {}
+    for domain in sorted(domains):
+        files |= product_files(root / domain)
     path = product.definition.transform
     assert path is not None  # It is a derived product.
     try:
@@ -226,6 +250,8 @@ def derive_plan(settings: Settings, discovery: Discovery, name: ProductName) -> 
             layout.table(one.product, CURRENT, one.table),
             one.key,
             one.through,
+            one.exact,
+            _restricted(discovery, one.product, one.table),
         )
         for one in product.definition.inputs
     )
@@ -242,8 +268,22 @@ def derive_plan(settings: Settings, discovery: Discovery, name: ProductName) -> 
         for table in product.contract.tables
     )
     return DerivePlan(
-        product, layout, inputs, targets, product.code_hash, _files(product), table_readers(discovery, name)
+        product,
+        layout,
+        inputs,
+        targets,
+        product.code_hash,
+        _files(product),
+        table_readers(discovery, name),
+        {one.product: discovery.product(one.product).contract.hash for one in product.definition.inputs},
+        home=settings.home.absolute() / _HOME,
     )
+
+
+def _restricted(discovery: Discovery, name: ProductName, table: str) -> frozenset[str]:
+    """The columns of an input whose values nobody is told of."""
+    known = discovery.products.get(name) or discovery.refused.get(name)
+    return restricted(known.contract.table(table)) if known else frozenset()
 
 
 def derive_plans(settings: Settings, discovery: Discovery, domain: str) -> Sequence[DerivePlan]:

@@ -17,11 +17,12 @@ import polars as pl
 import pyarrow as pa
 
 from mesh_assets.contract.arrow import arrow_type
+from mesh_assets.contract.definition import EXACT_SUFFIX
 from mesh_assets.contract.model import ColumnContract, TableContract
 from mesh_assets.derive.affected import Paths
-from mesh_assets.derive.derivation import row_schema
 from mesh_assets.derive.difference import same_rows
 from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.table import row_schema
 from mesh_assets.derive.transform import Transformer
 from mesh_assets.lake.shape import Shape, polars_schema
 from mesh_assets.lake.view import chosen
@@ -55,10 +56,16 @@ class _MadeUp:
 
     frame: pl.DataFrame
     shape: Shape
+    exact: tuple[str, ...]
+
+    def rows(self) -> pl.LazyFrame:
+        # None of the values is outside of its type.
+        texts = [pl.lit(None, pl.String).alias(name + EXACT_SUFFIX) for name in self.exact]
+        return self.frame.lazy().with_columns(texts)
 
     def holding(self, values: pl.DataFrame) -> pl.LazyFrame:
         kinds = {name: self.shape.columns[name] for name in values.columns}
-        return chosen(self.frame.lazy(), values.cast(kinds).drop_nulls().unique())  # type: ignore[arg-type]
+        return chosen(self.rows(), values.cast(kinds).drop_nulls().unique())  # type: ignore[arg-type]
 
 
 def disprove(
@@ -82,13 +89,14 @@ def disprove(
         TransformError: if the function fails on such rows.
     """
     chance = random.Random(seed)
-    rows = {one.name: _made_up(tables[one.name], chance, row_count) for one in plan.inputs}
+    rows = {one.name: _made_up(tables[one.name], one.exact, chance, row_count) for one in plan.inputs}
     shapes = {
         target.table: Shape(polars_schema(row_schema(plan, target.contract)), target.key)
         for target in plan.targets
         if target.contract is not None
     }
-    with transformer.run(plan, shapes, {name: one.frame.lazy() for name, one in rows.items()}) as whole:
+    inputs = {name: one.rows() for name, one in rows.items()}
+    with transformer.run(plan, shapes, inputs) as whole:
         first = next(iter(whole.tables.values()))
         units = first.select(plan.unit).unique().collect().sort(plan.unit)
         if units.is_empty():
@@ -103,12 +111,12 @@ def disprove(
     return None
 
 
-def _made_up(table: TableContract, chance: random.Random, row_count: int) -> _MadeUp:
+def _made_up(table: TableContract, exact: tuple[str, ...], chance: random.Random, row_count: int) -> _MadeUp:
     columns = {column.name: _values(column, chance, row_count) for column in table.columns}
     kinds = {column.name: arrow_type(column) or pa.string() for column in table.columns}
     rows = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
     frame = pl.DataFrame(pl.from_arrow(rows)).unique(table.key, keep="first", maintain_order=True)
-    return _MadeUp(frame, Shape(frame.schema, table.key))
+    return _MadeUp(frame, Shape(frame.schema, table.key), exact)
 
 
 def _values(column: ColumnContract, chance: random.Random, count: int) -> list[Any]:

@@ -231,11 +231,15 @@ def _clear(table: Table) -> None:
 
 
 def _again(plan: DerivePlan, *, dry_run: bool, tell: Callable[[str], None]) -> Rebuild:
-    held = promises(plan.layout, {plan.name: plan.product})
+    held = promises(plan.layout, {plan.name: plan.product}, keep=not dry_run)
+    if not dry_run and (refusal := held.refused.get(plan.name)):
+        raise refusal
+    for text in held.messages:
+        tell(text)
     gates = {target.table: held.gate(target) for target in plan.targets}
     with (
         DeriveLineage([plan], str(uuid.uuid4()), tell) as lineage,
-        Transformer() as transformer,
+        Transformer(plan.home) as transformer,
         lineage.product(plan.name),
     ):
         for attempt in range(_ATTEMPTS):
@@ -322,7 +326,7 @@ def derived_parity(plan: DerivePlan, table: str) -> ParityResult:
         TransformError: if its function fails.
     """
     started = time.monotonic()
-    with Transformer() as transformer:
+    with Transformer(plan.home) as transformer:
         if not Table.exists(plan.versions_uri):
             raise TableMissing(
                 f"{plan.name} was not derived yet",

@@ -14,16 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import Event
 
 import polars as pl
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
-from mesh_assets.catalog.local import LocalCatalog
-from mesh_assets.catalog.releases import Releases
 from mesh_assets.checks.checker import Checker
 from mesh_assets.checks.log import blocked
 from mesh_assets.checks.releaser import Releaser
+from mesh_assets.derive.claim import claim
 from mesh_assets.derive.derivation import Derivation, Heads, Step
 from mesh_assets.derive.lineage import DeriveLineage
 from mesh_assets.derive.plan import DerivePlan
@@ -36,18 +36,24 @@ from mesh_assets.names import ProductName
 from mesh_assets.shift.housekeeping import Housekeeper
 from mesh_assets.shift.memory import be_frugal
 from mesh_assets.shift.plan import Target, checks_uri, statistics_uri
+from mesh_assets.shift.publisher import Publisher
 from mesh_assets.shift.readiness import promises
-from mesh_assets.shift.replay import Desks, Replayed
+from mesh_assets.shift.release import record_release
+from mesh_assets.shift.replay import Desk, Desks, Replayed
 from mesh_assets.shift.report import Budget, Observer, ShiftResult, Silent
 
 _FAULTS = (MeshError, DeltaError, OSError, pl.exceptions.PolarsError, pa.ArrowException, ValueError)
 _LOOK_SECONDS = 10.0
 _POLL_SECONDS = 0.1
-_HEAD_SECONDS = 0.5
+_PATIENCE_SECONDS = 0.5
+"""How long a step waits for an evaluation under way: without what that lets in, the next one would be due."""
+_HEAD_SECONDS = 0.25
 _BLOCKED_SECONDS = 5.0
 _MOST_THREADS = 4
 _MOST_FENCES = 3
 _RETRY_SECONDS = 2.0
+_YIELD_SECONDS = 5.0
+"""How long a product takes no step because somebody waits for a replay."""
 _LONGEST_RETRY_SECONDS = 600.0
 
 
@@ -76,6 +82,15 @@ class Tended:
 
 
 @dataclass
+class _Replay:
+    """What a replay of some tables came to; kept for a while, until whoever asked is answered."""
+
+    tables: tuple[str, ...]
+    done: Mapping[str, Replayed]
+    until: float = 0.0
+
+
+@dataclass
 class _Course:
     """One product in this shift."""
 
@@ -87,9 +102,13 @@ class _Course:
     fences: int = 0
     rest_until: float = 0.0
     again_after: float = 0.0
+    patient_since: float | None = None
     began: float = 0.0
     blocked: dict[ProductName, tuple[int, str | None, float]] = field(default_factory=dict)
     released: bool = False
+    contracts: set[str] = field(default_factory=set)
+    replay: _Replay | None = None
+    yields_until: float = 0.0
 
     @property
     def busy(self) -> bool:
@@ -123,18 +142,34 @@ class DeriveShift:
         self.expecting = expecting or (lambda: False)
         self.result = ShiftResult()
         self._ending = False
-        self._unpublished = False
+        self._stepped = Event()
+        self._outdated = False
 
     def run(self) -> ShiftResult:
         """Refresh until idle, out of budget, cancelled or overtaken by a new contract or transform.
 
         Raises:
+            ShiftBusy: another derive shift of the domain runs.
             StorageFull: the disk is full; nothing is lost.
         """
         self._started = time.monotonic()
         if not self.plans:
             return self.result
         be_frugal()
+        first = self.plans[0]
+        with claim(
+            first.home,
+            first.name.domain,
+            self.run_id,
+            wait_seconds=self.budget.claim_seconds,
+            cancelled=self.observer.cancelled,
+            tell=self.observer.message,
+        ):
+            self._keep_up()
+        self.result.seconds = time.monotonic() - self._started
+        return self.result
+
+    def _keep_up(self) -> None:
         layout = self.plans[0].layout
         ensure_layout(layout.root)
         self._recover()
@@ -143,6 +178,12 @@ class DeriveShift:
             {plan.name: plan.product for plan in self.plans},
             {plan.name: plan.readers for plan in self.plans},
         )
+        for text in self._promises.messages:
+            self.observer.message(text)
+        if any(plan.contracts_changed() for plan in self.plans):
+            # Who reads an old version that is kept by now is planned anew.
+            self.result.reason = "contract changed"
+            return
         self._heads = {
             name: VersionLog(layout.versions(name)) for plan in self.plans for name in plan.input_products
         }
@@ -150,7 +191,8 @@ class DeriveShift:
             self._lineage = inside.enter_context(
                 DeriveLineage(self.plans, self.run_id, self.observer.message)
             )
-            self._transformer = inside.enter_context(Transformer(lambda: self._ending))
+            self._transformer = inside.enter_context(Transformer(self.plans[0].home, lambda: self._ending))
+            self._transformer.warm()
             self._housekeeper = inside.enter_context(
                 Housekeeper(
                     Tended.of(self.plans), self.budget.fold, self.budget.upkeep, self._lineage.tending
@@ -179,22 +221,16 @@ class DeriveShift:
             inside.callback(self._stop)
             self._desks = Desks(layout, [plan.name for plan in self.plans])
             self._courses = {plan.name: _Course(plan) for plan in self.plans}
-            self._catalog = LocalCatalog.of(
-                layout, [plan.product for plan in self.plans], log=self.observer.message
-            )
+            self._publisher = inside.enter_context(Publisher(layout, [plan.product for plan in self.plans]))
             for course in self._courses.values():
                 if refusal := self._refusal(course.plan):
                     self._refuse(course, refusal, "")
                     self._lineage.failed(course.plan.name, refusal)
             self._loop()
-            if self.result.reason == "idle":
-                self._housekeeper.finish()
-                self._checker.finish()
+            if self.result.reason != "budget":
+                # Else the successor does, which waits for this shift to end.
+                self._publisher.finish()
             self._report()
-            if self._unpublished:
-                self._catalog.write()
-        self.result.seconds = time.monotonic() - self._started
-        return self.result
 
     # -- around -----------------------------------------------------------------------------------
 
@@ -224,37 +260,54 @@ class DeriveShift:
             if self._begin(now):
                 moved = now
             if self._settle():
-                # Another product may be made of what was just written.
+                # Another product may be made of what was just written, or this one of what came meanwhile.
                 moved, asked = time.monotonic(), 0.0
             if self._replay() or self._stirred:
                 moved, asked, self._stirred = time.monotonic(), 0.0, False
             self._report()
             self._lineage.recorder.flush_if_due()
-            if self._unpublished and self._catalog.write_if_due():
-                self._unpublished = False
+            self._publisher.write_if_due()
             if observer.cancelled():
                 self.result.reason = "cancelled"
                 return
-            if now - looked > _LOOK_SECONDS:
+            if now - looked > _LOOK_SECONDS or self._outdated:
                 looked = now
                 if any(plan.contracts_changed() for plan in self.plans):
                     self.result.reason = "contract changed"
                     self._finish()
                     return
-            busy = self._releaser.pending or any(course.busy for course in self._courses.values())
-            if not busy and now - moved >= budget.idle_seconds and not self.expecting():
+            courses = self._courses.values()
+            busy = self._releaser.pending or any(course.busy or course.replay for course in courses)
+            if (
+                not busy
+                and now - moved >= budget.idle_seconds
+                and not self.expecting()
+                # What comes meanwhile is derived at once.
+                and self._housekeeper.conclude()
+                and self._checker.conclude()
+            ):
                 return
-            if now - self._started > budget.max_seconds and observer.relieved():
+            if (
+                now - self._started > budget.max_seconds
+                and observer.relieved()
+                # The successor cannot begin before this shift has ended: go on while a fold or check ends.
+                and all((self._housekeeper.rest(), self._checker.rest()))
+            ):
                 self.result.reason = "budget"
                 self._finish()
                 return
-            time.sleep(_POLL_SECONDS)
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait for the end of a step, but not for long."""
+        self._stepped.wait(_POLL_SECONDS)
+        self._stepped.clear()
 
     def _finish(self) -> None:
         """Let the steps end that are under way."""
         while any(course.busy for course in self._courses.values()) and not self.observer.cancelled():
             if not self._settle():
-                time.sleep(_POLL_SECONDS)
+                self._pause()
 
     def _look(self) -> None:
         for name, log in self._heads.items():
@@ -266,7 +319,8 @@ class DeriveShift:
             self.observer.fold(report)
         for checked in self._checker.reports():
             self.observer.checked(checked)
-        for messages in (self._housekeeper.messages, self._checker.messages, self._releaser.messages):
+        told = (self._housekeeper, self._checker, self._releaser, self._publisher)
+        for messages in (one.messages for one in told):
             while messages:
                 self.observer.message(messages.pop(0))
 
@@ -278,6 +332,9 @@ class DeriveShift:
         for course in self._courses.values():
             if course.busy or now < course.rest_until or now - course.began < self.budget.batch_seconds:
                 continue
+            if now < course.yields_until:
+                # Somebody waits for a replay of its quarantine.
+                continue
             if self._refusal(course.plan):
                 continue
             heads = self._goal(course)
@@ -288,11 +345,23 @@ class DeriveShift:
                 continue
             if course.derivation is not None and course.derivation.due(heads) is None:
                 continue
+            if self._patient(course, now):
+                continue
             course.attempted = state
             course.began = now
+            course.patient_since = None
             course.job = self._pool.submit(self._work, course, heads)
+            course.job.add_done_callback(lambda _: self._stepped.set())
             begun = True
         return begun
+
+    def _patient(self, course: _Course, now: float) -> bool:
+        """Whether a step that is due waits a moment for the newest version of an input to be let in."""
+        if not any(self._releaser.judging(name) for name in course.plan.input_products):
+            return False
+        if course.patient_since is None:
+            course.patient_since = now
+        return now - course.patient_since < _PATIENCE_SECONDS
 
     def _work(self, course: _Course, heads: Heads) -> Step | None:
         """Take one step, if one is due; in a thread of the pool."""
@@ -358,7 +427,22 @@ class DeriveShift:
                 if row is None:
                     return None
             heads[name] = row
-        return heads
+        return heads if self._planned_for(course, heads) else None
+
+    def _planned_for(self, course: _Course, heads: Heads) -> bool:
+        """Whether the plan knows the contracts that these versions were made under.
+
+        One that it does not may be new: who read the old one may have to read what keeps that.
+        """
+        known = course.plan.input_contracts
+        others = {row.contract_hash for name, row in heads.items() if row.contract_hash != known.get(name)}
+        if others <= course.contracts:
+            return True
+        if course.plan.contracts_changed():
+            self._outdated = True
+            return False
+        course.contracts |= others
+        return True
 
     def _blocked(self, course: _Course, name: ProductName, row: VersionRow) -> str | None:
         known = course.blocked.get(name)
@@ -377,13 +461,13 @@ class DeriveShift:
         return why
 
     def _settle(self) -> bool:
-        """Take in the steps that have ended; whether one has written anything."""
-        moved = False
+        """Take in the steps that have ended; whether any has."""
+        ended = False
         for course in self._courses.values():
             job = course.job
             if job is None or not job.done():
                 continue
-            course.job = None
+            course.job, ended = None, True
             try:
                 step = job.result()
             except StorageFull:
@@ -396,9 +480,8 @@ class DeriveShift:
                 self._refuse(course, error, course.attempted)
             else:
                 if step is not None:
-                    moved = True
                     self._done(course, step)
-        return moved
+        return ended
 
     def _fenced(self, course: _Course, fenced: Fenced) -> None:
         """Somebody else wrote, a rebuild for example: what stands is read anew, and held against."""
@@ -441,7 +524,7 @@ class DeriveShift:
         if step.batch.row_count:
             self.result.add(step.batch)
             self.observer.batch(step.batch)
-        self._unpublished = True
+        self._publisher.changed()
         self.observer.version(step.version)
         self._housekeeper.cut(step.version)
         self._checker.cut(step.version)
@@ -451,51 +534,57 @@ class DeriveShift:
         if course.released:
             return
         course.released = True
-        contract = course.plan.product.contract
-        releases = Releases(course.plan.layout.catalog(course.plan.name))
-        held = releases.at(contract.version)
-        if held is None:
-            releases.record(contract)
-        elif held.contract.hash != contract.hash:
-            self.observer.message(
-                f"{course.plan.name}: the contract is not what was released as version {contract.version}; "
-                "raise the version, so that consumers see the change"
-            )
+        if text := record_release(course.plan.layout, course.plan.product, course.plan.code_hash):
+            self.observer.message(text)
 
     # -- quarantine -------------------------------------------------------------------------------
 
     def _replay(self) -> bool:
-        """Answer who asks for a replay; whether anybody does."""
-        served = False
-        if any(course.busy for course in self._courses.values()):
-            return served
-        for name, answer in self._desks.serve(self.run_id, self._replayed):
+        """Answer who asks for a replay; whether anybody was answered."""
+        served, now = False, time.monotonic()
+        for name, answer in self._desks.serve(self.run_id, self._answered):
             told = ", ".join(f"{table} {one.sentence()}" for table, one in answer.tables.items())
             self.observer.message(f"{name}: replay of quarantine: {told}")
             served = True
+        for course in self._courses.values():
+            if course.replay is not None and not course.busy and now > course.replay.until:
+                # Nobody waits for it any more.
+                course.replay = None
         return served
 
-    def _replayed(self, name: ProductName, tables: Sequence[str]) -> Mapping[str, Replayed] | None:
-        course = self._courses[name]
-        wanted = tables or [target.table for target in course.plan.targets]
+    def _answered(self, name: ProductName, tables: Sequence[str]) -> Mapping[str, Replayed] | None:
+        """What a replay came to; None while it is under way, or the product's step is."""
+        course, now = self._courses[name], time.monotonic()
+        course.yields_until = now + _YIELD_SECONDS
+        if course.busy:
+            return None
+        replay, course.replay = course.replay, None
+        if replay is not None and replay.tables == tuple(tables):
+            course.yields_until = 0.0
+            return replay.done
+        course.job = self._pool.submit(self._rejudge, course, tuple(tables))
+        return None
+
+    def _rejudge(self, course: _Course, tables: tuple[str, ...]) -> Step | None:
+        """Replay some tables (all, if none is named), in a thread of the pool, like a step."""
+        wanted = tables or tuple(target.table for target in course.plan.targets)
+        step = None
         try:
-            with self._lineage.product(name):
+            with self._lineage.product(course.plan.name):
                 if course.derivation is None:
                     course.derivation = self._opened(course)
                 done = {table: course.derivation.replay(table) for table in wanted}
                 step = self._shown(course.derivation)
-        except StorageFull:
+            done = Desk(course.plan.layout, course.plan.name).told(course.plan.contract_hash, done)
+        except (StorageFull, Fenced):
             raise
-        except Fenced as fenced:
-            self._fenced(course, fenced)
-            return None
         except _FAULTS as error:
             course.derivation = None
-            return {table: Replayed(refused=str(error)) for table in wanted}
-        course.fences = 0
-        if step is not None:
-            self._done(course, step)
-        return done
+            done = {table: Replayed(refused=str(error)) for table in wanted}
+        else:
+            course.fences = 0
+        course.replay = _Replay(tables, done, time.monotonic() + _YIELD_SECONDS)
+        return step
 
     def _shown(self, derivation: Derivation) -> Step | None:
         """Write the version that has what was released: whoever asked may read it at once."""

@@ -29,9 +29,14 @@ import psutil
 
 from mesh_assets.contract.document import display
 from mesh_assets.derive import child
+from mesh_assets.derive.claim import private
 from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.reading import columns_read
+from mesh_assets.derive.scratch import Scratch
 from mesh_assets.errors import TransformError
+from mesh_assets.lake.access import Principal
 from mesh_assets.lake.shape import Shape
+from mesh_assets.quality.concealment import restricted
 
 _LOOK_SECONDS = 0.02
 _START_SECONDS = 60.0
@@ -39,6 +44,7 @@ _DUMP_SECONDS = 0.5
 _RETIRE_BYTES = 400 << 20
 """A child that holds more than this after a run gives it back by ending."""
 _MEBIBYTE = 1 << 20
+_ERRORS = "errors"
 
 
 class Cancelled(Exception):
@@ -125,12 +131,16 @@ class Transformer:
     """Runs transforms, several at a time if asked from several threads.
 
     Args:
+        home: the installation's folder for derive shifts: what transforms give lies there, and what
+            an error says that may quote values of restricted columns.
         cancelled: asked while one runs: whether to give it up.
     """
 
-    def __init__(self, cancelled: Callable[[], bool] | None = None) -> None:
+    def __init__(self, home: Path, cancelled: Callable[[], bool] | None = None) -> None:
         self._cancelled = cancelled or (lambda: False)
-        self._folder = Path(tempfile.mkdtemp(prefix="mesh-derive-"))
+        self._scratch = Scratch(home)
+        self._folder = self._scratch.folder
+        self._errors = home / _ERRORS
         self._idle: list[_Child] = []
         self._lock = Lock()
 
@@ -142,12 +152,17 @@ class Transformer:
     ) -> None:
         self.close()
 
+    def warm(self) -> None:
+        """Start a process beforehand, so that it has imported what it needs when it is asked."""
+        with self._lock:
+            self._idle.append(_Child.start(self._folder))
+
     def close(self) -> None:
         """End all processes."""
         with self._lock:
             while self._idle:
                 self._idle.pop().close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
     @contextmanager
     def run(
@@ -182,7 +197,7 @@ class Transformer:
                 "folder": str(folder),
             }
             started = time.monotonic()
-            self._ask(plan, request)
+            self._ask(plan, request, inputs)
             frames = {}
             for table, shape in shapes.items():
                 frames[table] = pl.scan_ipc(folder / f"{table}.arrow")
@@ -191,7 +206,7 @@ class Transformer:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _ask(self, plan: DerivePlan, request: Mapping[str, Any]) -> None:
+    def _ask(self, plan: DerivePlan, request: Mapping[str, Any], inputs: Mapping[str, pl.LazyFrame]) -> None:
         worker = self._take()
         try:
             reply = self._await(plan, worker, request)
@@ -203,11 +218,18 @@ class Transformer:
         else:
             with self._lock:
                 self._idle.append(worker)
-        if "error" in reply:
-            raise TransformError(
-                f"{display(plan.transform)}:{reply['line']}: {plan.name}: {reply['error']}",
-                hint=reply.get("hint", ""),
-            )
+        file = self._errors / f"{plan.name}.txt"
+        if "error" not in reply:
+            file.unlink(missing_ok=True)
+            return
+        error, hint = reply["error"], reply.get("hint", "")
+        if "bare" in reply and _reads_restricted(plan, inputs):
+            private(self._errors)
+            file.touch(mode=0o600)
+            file.write_text(error + "\n")
+            error = f"{reply['bare']} (more is not told: it may quote values of restricted columns)"
+            hint = f"the whole text is in {file}, which only {Principal.local().name} can read"
+        raise TransformError(f"{display(plan.transform)}:{reply['line']}: {plan.name}: {error}", hint=hint)
 
     def _take(self) -> _Child:
         with self._lock:
@@ -284,13 +306,23 @@ def _first_line(path: Path) -> int:
 
 def shown_key(plan: DerivePlan, table: str, row: Mapping[str, Any], key: Sequence[str]) -> str:
     """A key for a message that many may read: without values of restricted columns."""
-    columns = {column.name: column for column in plan.product.contract.table(table).columns}
+    hidden = restricted(plan.product.contract.table(table))
 
     def shown(name: str) -> str:
-        hidden = name in columns and columns[name].classification == "restricted"
-        return f"{name}=(restricted)" if hidden else f"{name}={row[name]!r}"
+        return f"{name}=(restricted)" if name in hidden else f"{name}={row[name]!r}"
 
     return ", ".join(map(shown, key))
+
+
+def _reads_restricted(plan: DerivePlan, inputs: Mapping[str, pl.LazyFrame]) -> bool:
+    """Whether values of restricted columns, of an input or its own, may be in what a transform says."""
+    if any(restricted(table) for table in plan.product.contract.tables):
+        return True
+    if not any(one.restricted for one in plan.inputs):
+        return False
+    read = columns_read(plan, {name: frame.collect_schema() for name, frame in inputs.items()})
+    columns = {one.name: {one.column(column) for column in read[one.name]} for one in plan.inputs}
+    return any(columns[one.name] & one.restricted for one in plan.inputs)
 
 
 def _require_keys(plan: DerivePlan, table: str, frame: pl.LazyFrame, shape: Shape) -> None:

@@ -251,7 +251,7 @@ class FoldPolicy:
     min_count: int = 5_000
     budget: float = 0.10
     max_age_seconds: float = 3600.0
-    min_age_seconds: float = 1.0
+    min_age_seconds: float = 5.0
 
 
 SECONDS_PER_BYTE = 4e-8

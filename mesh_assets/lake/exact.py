@@ -46,6 +46,22 @@ def replaced_exact(texts: Mapping[str, pl.Expr]) -> pl.Expr:
     return _map(pl.concat_list([pl.coalesce(kept, pl.lit([], dtype=_ENTRIES)), *given]))
 
 
+def made_exact(texts: Mapping[str, pl.Expr], before: Mapping[str, pl.Expr]) -> pl.Expr:
+    """``_exact`` of the texts of some columns, of the row and of the old row (a null text: no entry)."""
+    named = {**texts, **{_PREFIX + name: text for name, text in before.items()}}
+    return _map(pl.concat_list([pl.struct(key=pl.lit(name), value=text) for name, text in named.items()]))
+
+
+def columns_in(rows: pl.LazyFrame) -> frozenset[str]:
+    """The columns of which some of these rows, old ones left out, have a text; reads ``_exact`` alone."""
+    keys = (
+        rows.filter(pl.col("_exact").is_not_null())
+        .select(_entries().list.eval(_key()).explode().unique().alias("key"))
+        .collect(engine="streaming")["key"]
+    )
+    return frozenset(name for name in keys if name is not None and not name.startswith(_PREFIX))
+
+
 def _key() -> pl.Expr:
     return pl.element().struct.field("key")
 

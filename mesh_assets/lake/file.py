@@ -197,6 +197,9 @@ def _same_value_type(given: pa.DataType, kind: pa.DataType) -> bool:
         return bool(
             given.value_type.equals(kind.value_type) or _same_value_type(given.value_type, kind.value_type)
         )
+    if isinstance(given, pa.MapType) and isinstance(kind, pa.MapType):
+        pairs = ((given.key_type, kind.key_type), (given.item_type, kind.item_type))
+        return all(one.equals(other) or _same_value_type(one, other) for one, other in pairs)
     return bool(types.is_dictionary(given) and given.value_type.equals(kind))
 
 

@@ -62,7 +62,7 @@ class Upkeep:
     run_length: int = 8
     commit_count: int = 40
     look_seconds: float = 20.0
-    tend_seconds: float = 3.0
+    tend_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

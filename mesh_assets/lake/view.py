@@ -21,7 +21,6 @@ from mesh_assets.lake.image import combine, index
 from mesh_assets.lake.log import SEQ, ChangeLog
 from mesh_assets.lake.read import Pinned, pin
 from mesh_assets.lake.shape import META_COLUMNS, Shape
-from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
 
 _CHANGE_COLUMNS = ("_op", "_unchanged", "_rejected_by")
@@ -140,6 +139,7 @@ class Reader:
         self._current_uri = current_uri
         self._log: ChangeLog | None = None
         self._current: Current | None = None
+        self._newest: Current | None = None
 
     def view(self, cut: int) -> View:
         """The table at a cut.
@@ -159,15 +159,22 @@ class Reader:
 
         If it was folded beyond the cut already, the one before, which is still readable for a while.
         """
-        if self._current_uri is None or not Table.exists(self._current_uri):
+        if self._current_uri is None:
             return None
         try:
-            newest = Current.open(self._current_uri)
+            if self._newest is None:
+                self._newest = Current.open(self._current_uri)
+            else:
+                self._newest.refresh()
+            held, newest = self._current, self._newest
+            if held is None or (newest.folded <= cut and newest.table.version != held.table.version):
+                # The handle that is refreshed is nobody's view.
+                opened = Current.open(self._current_uri)
+                if held is None or opened.folded <= cut:
+                    self._current = opened
         except TableMissing:
+            self._newest = None
             return None
-        held = self._current
-        if held is None or (newest.folded <= cut and newest.table.version != held.table.version):
-            self._current = newest
         return self._current
 
 

@@ -1,16 +1,20 @@
-"""One derive shift in a process of its own, to be killed: ``python -m tests.derive.process FOLDER``."""
+"""One derive shift in a process of its own, to be killed, or to be kept waiting.
+
+``python -m tests.derive.process FOLDER [CLAIM_SECONDS]``
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from mesh_assets.derive import DeriveShift
 from mesh_assets.lake.current import FoldPolicy
 from mesh_assets.lake.upkeep import Upkeep
-from mesh_assets.shift.report import Budget
+from mesh_assets.shift.report import Budget, Silent
 from tests.derive.world import World
 
 # Everything happens as often as it can.
@@ -25,10 +29,18 @@ _EAGER = Budget(
 )
 
 
+class _Printing(Silent):
+    """Prints what it is told, at once."""
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+
+
 def main() -> int:
     """Run one shift; 0 if nothing was refused."""
     world = World(Path(sys.argv[1]))
-    result = DeriveShift(world.plans(), budget=_EAGER).run()
+    budget = replace(_EAGER, claim_seconds=float(sys.argv[2])) if len(sys.argv) > 2 else _EAGER
+    result = DeriveShift(world.plans(), budget=budget, observer=_Printing()).run()
     print(result.refused)
     return 1 if result.refused else 0
 

@@ -20,9 +20,9 @@ SAMPLES = [str(product.name) for product in Mesh().discovery.derived()]
 
 
 @pytest.fixture(scope="module")
-def transformer() -> Iterator[Transformer]:
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transformer]:
     """One for all."""
-    with Transformer() as transformer:
+    with Transformer(tmp_path_factory.mktemp("home")) as transformer:
         yield transformer
 
 

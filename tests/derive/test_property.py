@@ -151,9 +151,9 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def transformer() -> Iterator[Transformer]:
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transformer]:
     """One for all examples: its process is kept."""
-    with Transformer() as transformer:
+    with Transformer(tmp_path_factory.mktemp("home")) as transformer:
         yield transformer
 
 

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from mesh_assets.derive.derivation import Derivation
+from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.rebuild import rebuild
+from mesh_assets.derive.table import OwnTable
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import CURRENT, ProductName
+from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.plan import Target
 from tests.derive.world import CUSTOMERS, FOLDING, ORDERS, SPENDING, SPENDING_TRANSFORM, World
 
@@ -97,20 +99,20 @@ def test_a_damaged_derived_table_is_made_right(world: World) -> None:
 
 
 def test_parity_holds_beside_a_shift_that_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Derivation._opened
+    original = OwnTable.open
 
-    def overtaken(derivation: Derivation, target: Target) -> object:
+    def overtaken(plan: DerivePlan, target: Target, gate: Gate | None) -> OwnTable:
         # The newest version is read, the logs are not open yet.
-        monkeypatch.setattr(Derivation, "_opened", original)
+        monkeypatch.setattr(OwnTable, "open", original)
         customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
         customers.put("customers", (0, "south"), (77, "west"))
         orders.put("orders", (3, 77, "CHF"))
         customers.cut()
         orders.cut()
         assert world.shift(FOLDING).refused == {}
-        return original(derivation, target)
+        return original(plan, target, gate)
 
-    monkeypatch.setattr(Derivation, "_opened", overtaken)
+    monkeypatch.setattr(OwnTable, "open", overtaken)
     early = world.mesh.parity("shop.spending")
     assert early.equal, early.sentence()
     late = world.mesh.parity("shop.spending")

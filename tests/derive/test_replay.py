@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh_assets.derive import DeriveShift
 from mesh_assets.derive.derivation import Derivation
 from mesh_assets.errors import Fenced
 from mesh_assets.lake.version import VersionLog
@@ -15,9 +16,9 @@ from mesh_assets.names import ProductName
 from mesh_assets.orchestration.derive import _left_behind
 from mesh_assets.quarantine import replay
 from mesh_assets.shift.readiness import Promises
-from mesh_assets.shift.replay import Replayed
-from tests.derive.test_shift import RULE
-from tests.derive.world import CUSTOMERS, ORDERS, SPENDING, SPENDING_TRANSFORM, World
+from mesh_assets.shift.replay import Desk, Replayed
+from tests.derive.test_shift import RATED, RATED_TABLES, RULE
+from tests.derive.world import CUSTOMERS, EAGER, ORDERS, SPENDING, SPENDING_TRANSFORM, Listening, World
 
 
 @pytest.fixture
@@ -87,6 +88,33 @@ def test_a_replay_that_another_writer_overtook_is_done_again(
     answer = replay(world.mesh, "shop.spending.spending", timeout_seconds=30)
     assert answer.tables["spending"].released == 1
     assert calls == ["spending", "spending"]
+    assert total(world) == Decimal("99.00")
+
+
+class Watching(Listening):
+    """Ends the shift once a replay was answered."""
+
+    def cancelled(self) -> bool:
+        return any("replay of quarantine" in text for text in self.messages)
+
+
+def test_a_replay_waits_for_no_other_product(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = held_back(world)
+    world.derive(
+        RATED,
+        RATED_TABLES,
+        "    orders: {product: shop.orders, key: {order_id: order_id}}\n",
+        "def transform(inputs):\n    while True:\n        pass\n",
+        limits="{max_seconds: 600}",
+    )
+    monkeypatch.setattr(Promises, "gate", lambda *_: None)
+    desk, watching = Desk(world.mesh.layout, SPENDING), Watching()
+    request = desk.ask()
+    assert DeriveShift(world.plans(), budget=EAGER, observer=watching).run().reason == "cancelled"
+    answer = desk.fetch(request)
+    assert answer is not None
+    assert answer.tables["spending"].released == 1
+    assert version(world) == before + 1
     assert total(world) == Decimal("99.00")
 
 

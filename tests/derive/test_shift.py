@@ -348,11 +348,55 @@ quality:
 """
 
 
-def test_a_version_that_fails_a_blocking_check_is_never_taken(world: World) -> None:
+def demand_enough(world: World) -> None:
+    """Give the orders a blocking rule about a whole table."""
     tables = {table: (schema, KEYS[table]) for (owner, table), schema in SCHEMAS.items() if owner == ORDERS}
     contract = contract_text(ORDERS, tables, captured=True, quality={"amount": ENOUGH})
     (world.products / "shop" / "orders" / "contract.yaml").write_text(contract)
     world.reload()
+
+
+def test_a_rule_that_another_domain_gains_counts_at_once(world: World) -> None:
+    name = ProductName("desk", "counted")
+    (world.products / "desk").mkdir()
+    (world.products / "desk" / "defs.yaml").write_text(
+        "type: mesh_assets.orchestration.Domain\nattributes: {description: A desk., owner: team:desk}\n"
+    )
+    world.derive(
+        name,
+        {"counted": (pa.schema([("order_id", pa.int64()), ("line_count", pa.int64())]), ("order_id",))},
+        "    lines: {product: shop.orders, table: lines, key: {order_id: order_id}}\n",
+        "import polars as pl\n\ndef transform(inputs):\n"
+        "    return inputs['lines'].group_by('order_id').agg(line_count=pl.len().cast(pl.Int64))\n",
+    )
+    orders = world.writer(ORDERS)
+
+    class Watching(Listening):
+        """Lets the orders gain a rule beside the shift, and then a version that fails it."""
+
+        def version(self, report: VersionReport) -> None:
+            assert report.row.version == 1
+            demand_enough(world)
+            orders.remove("lines", *((number, 0) for number in range(20)))
+            orders.cut(world.mesh.product(str(ORDERS)).contract.hash)
+
+    def derived(observer: Listening) -> tuple[str, int]:
+        result = DeriveShift(world.plans("desk"), budget=EAGER, observer=observer).run()
+        last = VersionLog(world.mesh.layout.versions(name)).latest()
+        assert last is not None
+        return result.reason, last.parents[str(ORDERS)]
+
+    assert derived(Watching()) == ("contract changed", 1)
+    following = Listening()
+    assert derived(following) == ("idle", 1)
+    assert any("desk.counted waits: shop.orders version 2 fails" in text for text in following.messages)
+    orders.put("lines", *((number, 0, Decimal("2.50")) for number in range(20)))
+    orders.cut(world.mesh.product(str(ORDERS)).contract.hash)
+    assert derived(Listening()) == ("idle", 3)
+
+
+def test_a_version_that_fails_a_blocking_check_is_never_taken(world: World) -> None:
+    demand_enough(world)
     customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
     few = [(number, 0) for number in range(20)]
 

@@ -181,10 +181,16 @@ class Writer:
         """The key's values in a row."""
         return tuple(row[self.tables[table].get_field_index(name)] for name in KEYS[table])
 
-    def put(self, table: str, *rows: Sequence[Any], rejected: bool = False) -> None:
-        """Insert or update rows; rejected ones stay out of what counts."""
+    def put(
+        self,
+        table: str,
+        *rows: Sequence[Any],
+        rejected: bool = False,
+        exact: Mapping[str, str] | None = None,
+    ) -> None:
+        """Insert or update rows; rejected ones stay out of what counts; ``exact`` is of all of them."""
         ops = ["u" if self.key(table, row) in self.rows[table] else "c" for row in rows]
-        self._append(table, ops, rows, rejected=rejected)
+        self._append(table, ops, rows, rejected=rejected, exact=exact)
         if not rejected:
             self.rows[table] |= {self.key(table, row): tuple(row) for row in rows}
 
@@ -231,6 +237,7 @@ class Writer:
         rejected: bool = False,
         before: Sequence[Any] | None = None,
         unchanged: Sequence[Any] | None = None,
+        exact: Mapping[str, str] | None = None,
     ) -> None:
         if not rows:
             return
@@ -250,6 +257,8 @@ class Writer:
             "_xid": pa.array([1] * count, pa.int64()),
             "_committed_at": pa.array([at] * count, pa.timestamp("us", tz="UTC")),
         }
+        if exact is not None:
+            columns["_exact"] = pa.array([list(exact.items())] * count, whole.field("_exact").type)
         if before is not None:
             columns["_before"] = pa.array(before, whole.field("_before").type)
         if unchanged is not None:
@@ -263,13 +272,13 @@ class Writer:
             rejected_by=pa.array([["rule"]] * count, pa.list_(pa.string())) if rejected else None,
         )
 
-    def cut(self) -> int:
+    def cut(self, contract_hash: str = "0" * 64) -> int:
         """Write a version of everything so far; returns its number."""
         return self.versions.append(
             tables={table: log.seq for table, log in self.logs.items()},
             positions={"app": InputPosition(self.position)},
             row_count={},
-            contract_hash="0" * 64,
+            contract_hash=contract_hash,
             code_version="test",
             run_id="test",
             actor="test",
@@ -364,7 +373,9 @@ class World:
 
     def reload(self) -> None:
         """Read the folders again."""
-        self.mesh = Mesh(Settings(products=self.products, lake=str(self.folder / "lake")))
+        self.mesh = Mesh(
+            Settings(home=self.folder / "home", products=self.products, lake=str(self.folder / "lake"))
+        )
         broken = self.mesh.discovery.broken
         assert not broken, broken
 
