@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +18,7 @@ from mesh_assets.contract.discovery import Product
 from mesh_assets.errors import StorageFull
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import Layout, ProductName
+from mesh_assets.quality.child import given_up
 from mesh_assets.quality.rule import Ruleset
 from mesh_assets.shift.report import CheckReport, VersionReport
 
@@ -55,13 +57,20 @@ class Checker:
         self._layout = layout
         self._tending = tending
         self._definitions = definitions
-        self._rulesets = {name: rules for name, rules in rulesets.items() if rules.rules}
+        self._rulesets = dict(rulesets)
         self._run_id = run_id
         self._every_seconds = every_seconds
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checker")
+        self._ending = Event()
+        self._resting = False
+        self._pool = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="checker",
+            initializer=given_up.set,
+            initargs=(self._ending.is_set,),
+        )
         self._jobs: dict[ProductName, Future[None]] = {}
         self._latest: dict[ProductName, VersionRow] = {}
-        self._known: dict[ProductName, tuple[int, str]] = {}
+        self._known: dict[ProductName, tuple[int, str, str]] = {}
         self._due: dict[ProductName, float] = {}
         self._reports: queue.SimpleQueue[CheckReport] = queue.SimpleQueue()
         self.messages: list[str] = []
@@ -72,6 +81,8 @@ class Checker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What is still evaluated is evaluated again by the next shift.
+        self._ending.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def cut(self, report: VersionReport) -> None:
@@ -95,18 +106,30 @@ class Checker:
         while not self._reports.empty():
             yield self._reports.get()
 
-    def finish(self) -> None:
-        """Evaluate every product that has changed, or whose rules have, since it was last evaluated."""
+    def rest(self) -> bool:
+        """Begin nothing any more; True once nothing is under way."""
+        self._resting = True
+        for job in self._jobs.values():
+            job.cancel()
+        return all(job.done() for job in self._jobs.values())
+
+    def conclude(self) -> bool:
+        """Evaluate what changed, or whose rules did, since it was last evaluated; True once that is done.
+
+        Does not wait: to be called again until it is, or until there is something to land.
+        """
         if self._every_seconds is None:
-            return
+            return True
         for name in self._rulesets:
+            job = self._jobs.get(name)
+            if job is not None and not job.done():
+                continue
             self._settle(name)
             if name not in self._latest and (row := VersionLog(self._layout.versions(name)).latest()):
                 self._latest[name] = row
             if not self._evaluated(name):
                 self._submit(name)
-        for name in list(self._jobs):
-            self._settle(name)
+        return not self._jobs
 
     def _evaluated(self, name: ProductName) -> bool:
         """Whether the newest version was evaluated under the contract as it is."""
@@ -115,11 +138,16 @@ class Checker:
             return True
         if name not in self._known:
             held = CheckLog(self._layout, name).latest()
-            self._known[name] = (held[0].version, held[0].rules_hash) if held else (0, "")
-        return self._known[name] == (row.version, rules_hash(self._rulesets[name]))
+            one = held[0] if held else None
+            self._known[name] = (one.version, one.rules_hash, one.contract_hash) if one else (0, "", "")
+        return self._known[name] == self._state(name, row)
+
+    def _state(self, name: ProductName, row: VersionRow) -> tuple[int, str, str]:
+        """What an evaluation is of: a version, by rules, and by the contract that says what may be told."""
+        return row.version, rules_hash(self._rulesets[name]), self._definitions[name].contract.hash
 
     def _submit(self, name: ProductName) -> None:
-        if self._every_seconds is None or name not in self._rulesets:
+        if self._every_seconds is None or self._resting or name not in self._rulesets:
             return
         job = self._jobs.get(name)
         if job is None or job.done():
@@ -150,9 +178,10 @@ class Checker:
                 ruleset=self._rulesets[name],
                 tending=self._tending,
             )
-            refresh(self._layout, product, row)
+            refresh(self._layout, product, row, tending=self._tending)
         finally:
             seconds = time.monotonic() - started
-            self._known[name] = (row.version, rules_hash(self._rulesets[name]))
+            self._known[name] = self._state(name, row)
             self._due[name] = time.monotonic() + max(self._every_seconds or 0.0, _REST_TIMES * seconds)
-        self._reports.put(CheckReport(name, row.version, outcomes, started_at, seconds))
+        if outcomes:
+            self._reports.put(CheckReport(name, row.version, outcomes, started_at, seconds))

@@ -22,15 +22,10 @@ from mesh_assets.lineage.check import check_run
 from mesh_assets.lineage.facet import Assertion
 from mesh_assets.names import CHANGES, Layout
 from mesh_assets.quality.result import Outcome
-from mesh_assets.quality.rule import Query, Rule, Ruleset, Severity, Status
+from mesh_assets.quality.rule import Query, Ruleset, Severity, Status
 
 if TYPE_CHECKING:
     from mesh_assets.shift.lineage import Tending
-
-_TOLD = ("_count", "_percent", "_percent_total", "_percent_nonmissing")
-"""Endings of what a result tells of rows in numbers; the rest are values of the column."""
-_COUNTING = ("row_count", "unique_value_count", "proportion")
-"""Parts of the names of expectations that compare a number of rows, not a value."""
 
 
 def check_product(
@@ -101,13 +96,12 @@ def check_product(
                 _checked(
                     found,
                     quarantined[found.rule.id],
-                    hidden=_hides(product, found.rule),
                     version=number,
                     contract_hash=product.contract.hash,
                     rules_hash=rules_hash(ruleset),
                     run_id=run_id,
                     at=at,
-                )
+                ).concealed(product.contract)
                 for found in evaluate(ruleset.for_table(table), frames[table], others=others)
             ]
             counts = [row.row_count for row in mine if row.row_count is not None]
@@ -138,34 +132,12 @@ def _quarantined(log: ChangeLog, seq: int) -> Counter[str]:
     return Counter(last[RULES].explode(empty_as_null=False).drop_nulls().to_list())
 
 
-def _hides(product: Product, rule: Rule) -> bool:
-    """Whether values of the rule's columns are not for everybody who may see the outcome."""
-    columns = {column.name: column for column in product.contract.table(rule.table).columns}
-    return any(
-        name in columns and columns[name].classification == "restricted"
-        for name in rule.columns or tuple(columns)
-    )
-
-
-def _checked(found: Outcome, quarantined_count: int, *, hidden: bool, **known: Any) -> Checked:  # noqa: ANN401
+def _checked(found: Outcome, quarantined_count: int, **known: Any) -> Checked:  # noqa: ANN401
     rule, status, message = found.rule, found.status, found.message
     if quarantined_count and found.success:
         status = Status.WARNING if rule.severity is Severity.WARNING else Status.FAILED
         message = f"{quarantined_count:,} keys are in quarantine by it"
-    result = dict(found.result)
-    if hidden:
-        kind = str((result.get("expectation_config") or {}).get("type"))
-        counting = any(part in kind for part in _COUNTING)
-        result["result"] = {
-            key: value
-            for key, value in result["result"].items()
-            if key.endswith(_TOLD) or (counting and key == "observed_value")
-        }
-        if found.status is Status.ERROR:
-            # The message may quote a value.
-            result.pop("exception_info", None)
-            message = "it could not be evaluated; why is not told of restricted columns"
-    observed = result["result"].get("observed_value")
+    observed = found.result["result"].get("observed_value")
     return Checked(
         evaluation=0,
         rule=rule.id,
@@ -182,6 +154,6 @@ def _checked(found: Outcome, quarantined_count: int, *, hidden: bool, **known: A
         unexpected_count=found.unexpected_count,
         row_count=found.row_count,
         quarantined_count=quarantined_count,
-        result=json.dumps(result, ensure_ascii=False),
+        result=json.dumps(found.result, ensure_ascii=False),
         **known,
     )

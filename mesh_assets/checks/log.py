@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
-from mesh_assets.errors import Fenced, MeshError, TableMissing
+from mesh_assets.contract.model import Contract
+from mesh_assets.errors import Fenced, MeshError, TableMissing, UnknownName
 from mesh_assets.lake.file import overlapping
 from mesh_assets.lake.table import Table
 from mesh_assets.names import Layout, ProductName
+from mesh_assets.quality.concealment import concealed_outcome, conceals
 from mesh_assets.quality.rule import Ruleset, Scope, Status
 from mesh_assets.shift.plan import checks_uri
-
-if TYPE_CHECKING:
-    pass
 
 EVALUATION = "evaluation"
 """Column and app transaction: evaluations are numbered from 1."""
@@ -110,6 +109,20 @@ class Checked:
     def passed(self) -> bool:
         """Whether the rule is met; one that is skipped has no say."""
         return self.status in (Status.PASSED, Status.SKIPPED)
+
+    def concealed(self, contract: Contract) -> Checked:
+        """The outcome as it may be told under a contract: values of restricted columns are not in it."""
+        try:
+            table = contract.table(self.table)
+        except UnknownName:
+            # Of a table that the contract had: nothing says that it may be told.
+            return self._concealed()
+        return self._concealed() if conceals(table, self.columns) else self
+
+    def _concealed(self) -> Checked:
+        shown = ("result", "observed", "message", "status")
+        told = concealed_outcome({name: getattr(self, name) for name in shown})
+        return replace(self, **told)
 
     def sentence(self) -> str:
         """The outcome in words."""

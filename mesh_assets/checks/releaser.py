@@ -135,6 +135,11 @@ class Releaser:
         """Why the newest evaluated version is not released; None if it is."""
         return self._held[name].why
 
+    def judging(self, name: ProductName) -> bool:
+        """Whether a product's newest version is being evaluated."""
+        one = self._held.get(name)
+        return one is not None and one.job is not None and not one.job.done()
+
     @property
     def pending(self) -> bool:
         """Whether an evaluation is to come."""

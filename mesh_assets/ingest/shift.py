@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mesh_assets import failpoint
-from mesh_assets.catalog.releases import Releases
 from mesh_assets.cdc.decode import Batch, Decoder
 from mesh_assets.cdc.gap import Gap, GapLog, find_gap
 from mesh_assets.cdc.parking import ParkingLog
@@ -56,7 +55,9 @@ from mesh_assets.names import ProductName
 from mesh_assets.shift.housekeeping import Housekeeper
 from mesh_assets.shift.memory import be_frugal
 from mesh_assets.shift.plan import CapturePlan, checks_uri
+from mesh_assets.shift.publisher import Publisher
 from mesh_assets.shift.readiness import TABLE_ERRORS, check_contract, preflight, promises
+from mesh_assets.shift.release import record_release
 from mesh_assets.shift.replay import Desks, Replayed
 from mesh_assets.shift.report import BatchReport, Budget, Observer, ShiftResult, Silent, TableReport
 
@@ -127,12 +128,13 @@ class Shift:
                     every_seconds=self.budget.check_seconds,
                     tending=self._lineage.tending,
                 ) as self._checker,
+                Publisher(self.plan.layout, self.plan.definitions.values()) as self._publisher,
             ):
                 if self._snapshot(source):
                     self._drain(source)
-                    if self.result.reason == "idle":
-                        self._housekeeper.finish()
-                        self._checker.finish()
+                if self.result.reason != "budget":
+                    # Else the successor does, which waits for this shift to end.
+                    self._publisher.finish()
                 self._report_folds()
         self.result.seconds = time.monotonic() - self._started
         return self.result
@@ -154,6 +156,8 @@ class Shift:
         self._parking = ParkingLog(plan.part_uri("parking"), self._gaps.count)
         self._refusals = RefusalLog(plan.part_uri("refusals"))
         self._promises = promises(plan.layout, plan.definitions, plan.readers)
+        for text in self._promises.messages:
+            self.observer.message(text)
         for target in plan.targets:
             gate = self._promises.gate(target)
             landing = Landing(target, plan.source.name, schemas, source.describe, self._gaps.count, gate)
@@ -356,6 +360,7 @@ class Shift:
         quiet = Quiet(source, decoder, stream, budget.idle_seconds)
         now = time.monotonic()
         landed, looked = now - budget.batch_seconds, now
+        settled = False
         while True:
             for name, answer in self._desks.serve(self.run_id, self._replay):
                 told = ", ".join(f"{table} {one.sentence()}" for table, one in answer.tables.items())
@@ -376,6 +381,7 @@ class Shift:
                 self._cut(self._commit_lsn, self._held_lsn)
             self._report_folds()
             self._lineage.flush_if_due()
+            self._publisher.write_if_due()
             self._begin_backfill(source)
             if self._backfill is not None and passed(decoder, self._backfill.lsn):
                 self._run_backfill(source, None)
@@ -388,18 +394,29 @@ class Shift:
             if observer.cancelled():
                 self.result.reason = "cancelled"
                 break
-            if quiet.over and self._backfill is None:
+            if not quiet.over or self._backfill is not None:
+                settled = False
+            elif not settled:
+                self._settle(decoder, stream, quiet)
+                settled = True
+            # What comes meanwhile is landed at once.
+            elif self._housekeeper.conclude() and self._checker.conclude():
                 break
             if (
                 now - self._started > budget.max_seconds
                 and observer.relieved()
-                # The successor cannot begin before this shift has ended: drain on while a fold ends.
-                and self._housekeeper.rest()
+                # The successor cannot begin before this shift has ended: drain on while a fold or check ends.
+                and all((self._housekeeper.rest(), self._checker.rest()))
             ):
                 self.result.reason = "budget"
                 break
         if decoder.row_count:
             self._land(source, decoder, stream)
+        if not settled:
+            self._settle(decoder, stream, quiet)
+
+    def _settle(self, decoder: Decoder, stream: ReplicationStream, quiet: Quiet) -> None:
+        """Cut the versions that are owed, and tell the source how far everything is durable."""
         if quiet.since and passed(decoder, self._held_lsn):
             self._cut(decoder.wal_end, decoder.wal_end, final=True)
         else:
@@ -498,6 +515,7 @@ class Shift:
             self.observer.version(report)
             self._housekeeper.cut(report, later=self._behind)
             self._checker.cut(report)
+            self._publisher.changed()
         failpoint.reach("version.after")
 
     def _release(self, name: ProductName) -> None:
@@ -506,15 +524,8 @@ class Shift:
         if product is None or name in self._released:
             return
         self._released.add(name)
-        releases = Releases(self.plan.layout.catalog(name))
-        held = releases.at(product.contract.version)
-        if held is None:
-            releases.record(product.contract)
-        elif held.contract.hash != product.contract.hash:
-            self.observer.message(
-                f"{name}: the contract is not what was released as version {product.contract.version}; "
-                "raise the version, so that consumers see the change"
-            )
+        if text := record_release(self.plan.layout, product):
+            self.observer.message(text)
 
     # -- quarantine ---------------------------------------------------------------------------
 
@@ -585,7 +596,7 @@ class Shift:
             self.observer.fold(report)
         for checked in self._checker.reports():
             self.observer.checked(checked)
-        for messages in (self._housekeeper.messages, self._checker.messages):
+        for messages in (self._housekeeper.messages, self._checker.messages, self._publisher.messages):
             while messages:
                 self.observer.message(messages.pop(0))
 

@@ -1,73 +1,139 @@
-"""Great Expectations' Data Docs of a product: its rules and their latest results as static pages.
+"""Great Expectations' Data Docs: products' rules and their latest results as static pages.
 
-Built in a child process, because only there Great Expectations is imported.
+Built in a child process, because only there Great Expectations is imported: one for all products asked for.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mesh_assets.names import ProductName
+from mesh_assets.quality import child
+from mesh_assets.quality.appearance import stand_alone
 from mesh_assets.quality.result import SKIPPED, suite_validation
-from mesh_assets.quality.slow import run_child
 
-MAX_SECONDS = 300.0
+MAX_SECONDS = 120.0
 FOREIGN_PREFIX = "odcs_"
 INDEX = "index.html"
 
 
-def build(
-    product: ProductName,
-    validations: Mapping[str, Sequence[Mapping[str, Any]]],
-    folder: Path,
-    *,
-    at: datetime | None = None,
-    max_seconds: float = MAX_SECONDS,
-) -> Path:
-    """Build the pages of one product, replacing those that are there; returns the first page.
+@dataclass(frozen=True)
+class Site:
+    """The pages of one product.
 
-    Args:
+    Attributes:
         product: the product.
+        folder: where the pages go, in place of those that are there.
         validations: for each of its tables the results of its rules, as outcomes hold them and checks keep
             them; skipped ones are left out.
-        folder: where the pages go.
-        at: when the rules were evaluated; now, if left out.
-
-    Raises:
-        mesh_assets.quality.slow.ChildFailed: if Great Expectations fails; the pages that were there stay.
+        at: when the rules were evaluated.
+        note: a file to put beside the pages, its name and content.
     """
+
+    product: ProductName
+    folder: Path
+    validations: Mapping[str, Sequence[Mapping[str, Any]]]
+    at: datetime
+    note: tuple[str, str] | None = None
+
+
+def build(sites: Sequence[Site], *, max_seconds: float = MAX_SECONDS) -> dict[ProductName, str]:
+    """Build the pages of products, one after another.
+
+    Pages are replaced as a whole, or stay as they were.
+
+    Args:
+        sites: what to build.
+        max_seconds: how long each may take.
+
+    Returns:
+        By product what went wrong, if anything did; the others are built all the same.
+    """
+    failed: dict[ProductName, str] = {}
+    with tempfile.TemporaryDirectory(prefix="mesh-docs-") as fresh:
+        drafts = {site.product: Path(fresh) / str(site.product) for site in sites}
+        left = list(sites)
+        while left:
+            asked = {"sites": [_asked(site, drafts[site.product]) for site in left]}
+            answers: list[dict[str, Any]] = []
+            try:
+                answers = child.run(__name__, asked, max_seconds=max_seconds)
+            except child.ChildFailed as error:
+                answers = [*error.answers, {"error": str(error)}][: len(left)]
+            for site, answer in zip(left, answers, strict=False):
+                if answer["error"]:
+                    failed[site.product] = str(answer["error"])
+                else:
+                    _put(drafts[site.product], site)
+            left = left[len(answers) :]
+    return failed
+
+
+def _asked(site: Site, draft: Path) -> dict[str, Any]:
+    told = {
+        f"{site.product}.{table}": [_traced(found) for found in validations if SKIPPED not in found["meta"]]
+        for table, validations in site.validations.items()
+    }
     suites = [
         {
-            "name": f"{product}.{table}",
-            "expectations": [found["expectation_config"] for found in told],
-            "result": suite_validation(f"{product}.{table}", told),
+            "name": name,
+            "expectations": [found["expectation_config"] for found in validations],
+            "result": suite_validation(name, validations),
         }
-        for table, found_all in validations.items()
-        if (told := [found for found in found_all if SKIPPED not in found["meta"]])
+        for name, validations in told.items()
+        if validations
     ]
-    when = at or datetime.now(UTC)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".docs-", dir=folder.parent) as fresh:
-        asked = {"product": str(product), "suites": suites, "folder": fresh, "at": when.isoformat()}
-        run_child("mesh_assets.quality.docs", asked, max_seconds=max_seconds)
-        old = Path(fresh) / ".old"
-        if folder.exists():
-            folder.rename(old)
-        site = Path(fresh) / "site"
-        site.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder / INDEX
+    return {
+        "product": str(site.product),
+        "suites": suites,
+        "folder": str(draft),
+        "at": site.at.isoformat(),
+    }
+
+
+def _traced(validation: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as pages can show it: those of rules that raised need a traceback."""
+    info = validation["exception_info"]
+    if info.get("raised_exception") and not info.get("exception_traceback"):
+        info = {**info, "exception_traceback": "It is not kept."}
+    return {**validation, "exception_info": info}
+
+
+def _put(draft: Path, site: Site) -> None:
+    """Put the pages in place: beside the old ones first, since a draft may be on another disk."""
+    if site.note is not None:
+        name, content = site.note
+        (draft / name).write_text(content, encoding="utf-8")
+    site.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".docs-", dir=site.folder.parent) as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        shutil.copytree(draft, new)
+        if site.folder.exists():
+            site.folder.rename(old)
+        new.rename(site.folder)
 
 
 # -- the child ----------------------------------------------------------------------------------------
+
+
+def answers(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the parent asks: for each site why it could not be built, None if it was."""
+    _register_foreign([suite for site in asked["sites"] for suite in site["suites"]])
+    for site in asked["sites"]:
+        try:
+            _build_here(site)
+        except Exception as error:  # noqa: BLE001 - whatever it raises is the answer to this one product
+            yield {"error": f"{type(error).__name__}: {error}"}
+        else:
+            yield {"error": None}
 
 
 def _build_here(asked: Mapping[str, Any]) -> None:
@@ -81,7 +147,6 @@ def _build_here(asked: Mapping[str, Any]) -> None:
     )
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
-    _register_foreign(asked["suites"])
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     for name in list(context.variables.data_docs_sites or {}):
@@ -93,7 +158,7 @@ def _build_here(asked: Mapping[str, Any]) -> None:
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {
                 "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(Path(asked["folder"]) / "site"),
+                "base_directory": asked["folder"],
             },
         },
     )
@@ -124,11 +189,27 @@ def _build_here(asked: Mapping[str, Any]) -> None:
                 name=suite["name"], expectations=[one.to_domain_obj() for one in expectations]
             )
         )
-    context.build_data_docs()
     # A page that cannot be rendered is only logged.
-    pages = len(list((Path(asked["folder"]) / "site" / "validations").rglob("*.html")))
+    said = _Said()
+    logging.getLogger("great_expectations").addHandler(said)
+    context.build_data_docs()
+    logging.getLogger("great_expectations").removeHandler(said)
+    pages = len(list((Path(asked["folder"]) / "validations").rglob("*.html")))
     if pages != len(asked["suites"]):
-        raise SystemExit(f"{pages} of {len(asked['suites'])} pages could be rendered")
+        why = f": {said.errors[-1]}" if said.errors else ""
+        raise RuntimeError(f"{pages} of {len(asked['suites'])} pages could be rendered{why}")
+    stand_alone(Path(asked["folder"]), asked)
+
+
+class _Said(logging.Handler):
+    """Keeps the lines of what is logged that name an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.errors += [line for line in record.getMessage().splitlines() if "Error: " in line]
 
 
 def _described(written: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,13 +246,3 @@ def _register_foreign(suites: Sequence[Mapping[str, Any]]) -> None:
                 "_validate": lambda self, *_, **__: {"success": False},
             },
         )
-
-
-def main() -> None:
-    """Answer what the parent asks on standard input."""
-    asked = json.load(sys.stdin)
-    _build_here(asked)
-    Path(sys.argv[1]).write_text(json.dumps({"built": True}), encoding="utf-8")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)

@@ -88,8 +88,12 @@ def outcome(rule: Rule, verdict: Verdict) -> Outcome:
 
 def errored(rule: Rule, message: str) -> Outcome:
     """A rule that could not be evaluated."""
-    raised = {"raised_exception": True, "exception_message": message, "exception_traceback": None}
-    return Outcome(rule, Status.ERROR, _validation(rule, False, {}, raised), message)
+    return Outcome(rule, Status.ERROR, _validation(rule, False, {}, raised(message)), message)
+
+
+def raised(message: str) -> dict[str, Any]:
+    """The ``exception_info`` of a rule that could not be evaluated."""
+    return {"raised_exception": True, "exception_message": message, "exception_traceback": None}
 
 
 def skipped(rule: Rule, reason: str) -> Outcome:
@@ -102,9 +106,9 @@ def reported(rule: Rule, validation: Mapping[str, Any]) -> Outcome:
     """A rule that Great Expectations itself evaluated."""
     info = validation.get("exception_info") or {}
     messages = [info] if "raised_exception" in info else list(info.values())
-    raised = [entry["exception_message"] for entry in messages if entry.get("raised_exception")]
-    if raised:
-        return errored(rule, "; ".join(dict.fromkeys(map(str, raised))))
+    said = [str(entry["exception_message"]) for entry in messages if entry.get("raised_exception")]
+    if said:
+        return errored(rule, "; ".join(dict.fromkeys(said)))
     verdict = Verdict(bool(validation["success"]), dict(validation.get("result") or {}))
     return outcome(rule, verdict)
 
@@ -169,15 +173,15 @@ def configuration(rule: Rule) -> dict[str, Any]:
 
 
 def _validation(
-    rule: Rule, success: bool, result: Mapping[str, Any], raised: Mapping[str, Any] | None = None
+    rule: Rule, success: bool, result: Mapping[str, Any], info: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     return {
         "success": success,
         "expectation_config": configuration(rule),
         "result": dict(result),
         "meta": {},
-        "exception_info": dict(raised)
-        if raised
+        "exception_info": dict(info)
+        if info
         else {"raised_exception": False, "exception_traceback": None, "exception_message": None},
     }
 

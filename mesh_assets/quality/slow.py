@@ -1,35 +1,42 @@
 """The slow lane: expectations that do not compile run in Great Expectations itself, in a child process.
 
-Importing Great Expectations costs seconds of CPU and a quarter of a gigabyte, so this process never does.
+The rules of a table share one child and one copy of the columns that they read.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from mesh_assets.quality import child
 from mesh_assets.quality.expectation import columns_of
-from mesh_assets.quality.result import configuration
+from mesh_assets.quality.result import configuration, raised
 from mesh_assets.quality.rule import Expectation, Rule
 
-MAX_SECONDS = 900.0
-_ERROR_LINES = 3
+if TYPE_CHECKING:
+    from great_expectations.datasource.fluent.interfaces import Batch
+
+MAX_SECONDS = 300.0
+"""Time of one expectation; the same that a transform has by default."""
+
+_ADVICE = "an sql rule, or an expectation that compiles, is evaluated without it"
 
 
 def validate(
-    rules: Sequence[Rule], frame: pl.LazyFrame, *, max_seconds: float = MAX_SECONDS
+    rules: Sequence[Rule],
+    frame: pl.LazyFrame,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    max_bytes: int = child.MAX_BYTES,
 ) -> list[dict[str, Any]]:
     """Great Expectations' own results, as JSON, of rules that are expectations, in their order.
 
-    A child that fails, or takes too long, makes every result one with an exception.
+    An expectation that fails its child, takes too long or needs too much memory has a result with an
+    exception; those after it are asked of another child.
     """
     schema = frame.collect_schema()
     checks = [rule.check for rule in rules]
@@ -41,48 +48,17 @@ def validate(
         wide = not found or any(check.kwargs.get(name) for name in ("row_condition", "condition_parser"))
         names.update(dict.fromkeys(schema if wide else found))
     columns = [name for name in names if name in schema]
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mesh-quality-") as folder:
         rows = Path(folder) / "rows.parquet"
         frame.select(columns).sink_parquet(rows)
-        asked = {"rows": str(rows), "expectations": [_plain(rule) for rule in rules]}
-        try:
-            answer = run_child("mesh_assets.quality.slow", asked, max_seconds=max_seconds)
-        except ChildFailed as error:
-            raised = {"raised_exception": True, "exception_message": str(error), "exception_traceback": None}
-            return [{"success": False, "result": {}, "exception_info": raised} for _ in rules]
-    results: list[dict[str, Any]] = answer["results"]
+        while left := rules[len(results) :]:
+            asked = {"rows": str(rows), "expectations": [_plain(rule) for rule in left]}
+            try:
+                results += child.run(__name__, asked, max_seconds=max_seconds, max_bytes=max_bytes)
+            except child.ChildFailed as error:
+                results += [*error.answers, _unanswered(f"{error}; {_ADVICE}")][: len(left)]
     return results
-
-
-class ChildFailed(Exception):
-    """The child with Great Expectations ended without an answer."""
-
-
-def run_child(module: str, asked: Mapping[str, Any], *, max_seconds: float) -> dict[str, Any]:
-    """Run a module's ``main`` in a fresh interpreter: JSON in by its input, JSON out by a file.
-
-    Raises:
-        ChildFailed: if it ends otherwise than with an answer, or not in time.
-    """
-    with tempfile.TemporaryDirectory(prefix="mesh-quality-") as folder:
-        answer = Path(folder) / "answer.json"
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", f"from {module} import main; main()", str(answer)],
-                input=json.dumps(asked),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=max_seconds,
-                env=os.environ | {"GX_ANALYTICS_ENABLED": "false"},
-            )
-        except subprocess.TimeoutExpired:
-            raise ChildFailed(f"Great Expectations took longer than {max_seconds:.0f} s") from None
-        if done.returncode or not answer.exists():
-            last = " | ".join(done.stderr.strip().splitlines()[-_ERROR_LINES:])
-            raise ChildFailed(f"Great Expectations ended with code {done.returncode}: {last}")
-        content: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return content
 
 
 def _plain(rule: Rule) -> dict[str, Any]:
@@ -90,7 +66,14 @@ def _plain(rule: Rule) -> dict[str, Any]:
     return {"type": written["type"], "kwargs": written["kwargs"], "severity": written["severity"]}
 
 
+def _unanswered(message: str) -> dict[str, Any]:
+    return {"success": False, "result": {}, "exception_info": raised(message)}
+
+
 # -- the child ----------------------------------------------------------------------------------------
+
+_IN_FLOATS = ("expect_column_value_z_scores_to_be_less_than", "expect_column_values_to_not_be_outliers")
+"""Types that multiply by floats, which Python's decimals cannot."""
 
 
 class Validator:
@@ -105,40 +88,33 @@ class Validator:
         asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
         self._definition = asset.add_batch_definition_whole_dataframe("all")
 
-    def validate(self, rows: pl.DataFrame, expectations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def validate(
+        self, rows: pl.DataFrame, expectations: Sequence[Mapping[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
         """Results of expectations, each given by ``type``, ``kwargs`` and ``severity``, in their order.
 
-        Great Expectations gets the rows as Arrow gives them to pandas.
+        Great Expectations gets the rows as Arrow gives them to pandas; decimals as floats where it can
+        do nothing with them.
         """
         from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
-        batch = self._definition.get_batch({"dataframe": rows.to_arrow().to_pandas()})
-        results: list[dict[str, Any]] = []
+        decimals = [name for name, dtype in rows.schema.items() if dtype.is_decimal()]
+        exact, floats = self._batch(rows), None
         for written in expectations:
+            batch = exact
+            if written["type"] in _IN_FLOATS and written["kwargs"].get("column") in decimals:
+                batch = floats = floats or self._batch(rows.with_columns(pl.col(decimals).cast(pl.Float64)))
             try:
                 # One at a time: a suite's results come in an order of their own.
                 expectation = ExpectationConfiguration(**written).to_domain_obj()
-                found: dict[str, Any] = dict(
-                    batch.validate(expectation, result_format="SUMMARY").to_json_dict()
-                )
+                yield dict(batch.validate(expectation, result_format="SUMMARY").to_json_dict())
             except Exception as error:  # noqa: BLE001 - whatever it raises is the answer to this one expectation
-                message = f"{type(error).__name__}: {error}"
-                info = {"raised_exception": True, "exception_message": message, "exception_traceback": None}
-                found = {"success": False, "result": {}, "exception_info": info}
-            results.append(found)
-        return results
+                yield _unanswered(f"{type(error).__name__}: {error}")
+
+    def _batch(self, rows: pl.DataFrame) -> Batch:
+        return self._definition.get_batch({"dataframe": rows.to_arrow().to_pandas()})
 
 
-def encoded(content: object) -> str:
-    """As JSON; Great Expectations leaves scalars of numpy in its results."""
-    return json.dumps(content, default=lambda value: value.item())
-
-
-def main() -> None:
-    """Answer what the parent asks on standard input."""
-    asked = json.load(sys.stdin)
-    results = Validator().validate(pl.read_parquet(asked["rows"]), asked["expectations"])
-    Path(sys.argv[1]).write_text(encoded({"results": results}), encoding="utf-8")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+def answers(asked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the parent asks: Great Expectations' results of expectations on rows, one by one."""
+    return Validator().validate(pl.read_parquet(asked["rows"]), asked["expectations"])

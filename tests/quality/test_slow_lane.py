@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 
 import polars as pl
+import psutil
 import pytest
 
 from mesh_assets.names import ProductName
-from mesh_assets.quality import docs, evaluate, suite_result
+from mesh_assets.quality import child, docs, evaluate, suite_result
 from mesh_assets.quality.rule import Expectation, Metric, Query, Rule, Severity, Skipped, Status
 from mesh_assets.quality.slow import validate
+from tests.local.running import until
 
 ROWS = pl.DataFrame(
     {"id": [1, 2, 3, 4], "name": ["ab", "ac", None, "é"], "doc": ['{"a": 1}', "{", "[]", None]}
 )
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def expecting(name: str, type: str, **kwargs: object) -> Rule:
+    """A rule about the column ``name``."""
+    return Rule(f"t.{name}", "t", ("name",), Expectation(type, {"column": "name", **kwargs}))
+
+
 LOOKAHEAD = Rule(
     "t.ahead",
     "t",
@@ -61,9 +76,50 @@ def test_without_the_slow_lane_such_rules_are_skipped() -> None:
     assert "Great Expectations" in found.message
 
 
-def test_a_child_that_takes_too_long_is_an_error_of_its_rules() -> None:
-    (found,) = validate([LOOKAHEAD], ROWS.lazy(), max_seconds=0.01)
-    assert "longer than" in found["exception_info"]["exception_message"]
+@pytest.mark.slow
+def test_an_expectation_that_never_ends_leaves_the_others() -> None:
+    endless = expecting("endless", "expect_column_values_to_match_regex", regex="^(a+)+(?=b)$")
+    rows = ROWS.with_columns(name=pl.lit("a" * 64))
+    found = validate([JSON, endless, LOOKAHEAD], rows.lazy(), max_seconds=15)
+    assert [one["success"] for one in found] == [False, False, False]
+    assert found[0]["result"]["unexpected_count"] == 1
+    message = found[1]["exception_info"]["exception_message"]
+    assert "longer than 15 s" in message
+    assert "sql rule" in message
+    assert found[2]["result"]["unexpected_count"] == 4
+
+
+@pytest.mark.slow
+def test_an_expectation_that_needs_too_much_memory_is_an_error() -> None:
+    (found,) = validate([LOOKAHEAD], ROWS.lazy(), max_bytes=150 << 20)
+    assert "more than 150 MiB" in found["exception_info"]["exception_message"]
+
+
+def test_who_has_to_end_does_not_wait_for_great_expectations() -> None:
+    ending = Event()
+    with ThreadPoolExecutor(1, initializer=child.given_up.set, initargs=(ending.is_set,)) as pool:
+        job = pool.submit(validate, [LOOKAHEAD], ROWS.lazy())
+        ending.set()
+        with pytest.raises(child.GivenUp):
+            job.result()
+    assert not child.given_up.get()()
+
+
+@pytest.mark.slow
+def test_great_expectations_ends_with_who_asked_it(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import time\n\ndef answers(asked):\n    time.sleep(600)\n    yield {}\n"
+    )
+    asking = "from mesh_assets.quality import child; child.run('endless', {}, max_seconds=600)"
+    paths = os.pathsep.join([str(PROJECT), str(tmp_path)])
+    parent = psutil.Popen([sys.executable, "-c", asking], env=os.environ | {"PYTHONPATH": paths})
+    try:
+        until(lambda: [one for one in parent.children() if one.nice() > 0], "the child runs")
+        (started,) = parent.children()
+    finally:
+        parent.kill()
+        parent.wait()
+    assert psutil.wait_procs([started], timeout=30)[1] == []
 
 
 @pytest.mark.slow
@@ -86,17 +142,34 @@ def test_data_docs_show_every_rule_of_a_product(tmp_path: Path) -> None:
             description="All ids together.",
         ),
         Rule("t.soda", "t", (), Skipped("rules for soda are not run here")),
+        BAD,
     ]
     found = evaluate(rules, ROWS.lazy())
     told = json.loads(json.dumps(suite_result("sales.things.t", found)))
-    assert (told["success"], told["statistics"]["evaluated_expectations"]) == (False, 4)
-    assert told["statistics"]["success_percent"] == 50.0
+    assert (told["success"], told["statistics"]["evaluated_expectations"]) == (False, 5)
+    assert told["statistics"]["success_percent"] == 40.0
     pages = tmp_path / "docs"
     (pages / "old").mkdir(parents=True)
-    index = docs.build(
-        ProductName("sales", "things"), {"t": [one.result for one in found], "u": [found[0].result]}, pages
+    name, other, at = ProductName("sales", "things"), ProductName("sales", "others"), datetime.now(UTC)
+    held = tmp_path / "held"
+    (held / "old").mkdir(parents=True)
+    told_of = {"t": [one.result for one in found], "u": [found[0].result]}
+    spoiled = {
+        "t": [{**found[0].result, "expectation_config": {"type": "nonsense", "kwargs": {}, "meta": {}}}]
+    }
+    wrong = docs.build(
+        [docs.Site(other, held, spoiled, at), docs.Site(name, pages, told_of, at, ("note.json", "{}"))]
     )
-    assert index.exists()
+    assert list(wrong) == [other]
+    assert "nonsense" in wrong[other]
+    assert (held / "old").is_dir()
+    index = (pages / docs.INDEX).read_text(encoding="utf-8")
+    linked = re.findall(r'href="([^"]+)"', index)
+    assert len(linked) == 4
+    assert all((pages / one).is_file() for one in linked)
+    written = [page.read_text(encoding="utf-8") for page in pages.rglob("*.html")]
+    assert not any("://" in text or "<script" in text for text in written), "pages ask no other host"
+    assert (pages / "note.json").read_text() == "{}"
     assert not (pages / "old").exists()
     validations = sorted((pages / "validations").rglob("*.html"))
     assert len(validations) == 2
@@ -104,4 +177,4 @@ def test_data_docs_show_every_rule_of_a_product(tmp_path: Path) -> None:
     assert "All ids together." in text
     assert "null_values" in text
     assert "1 unexpected value" in text
-    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "held"]
