@@ -17,7 +17,7 @@ _PRODUCT = "sales.customer_360"
 
 
 def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Read until asked to end; returns (time after the read, orders) whenever their count has changed."""
+    """Read until asked to end; returns (seconds since 1970, orders) after each read with another count."""
     mesh = Mesh(settings_of(Path(parameters["folder"]), Path(parameters["products"])))
     seen: list[tuple[float, int]] = []
     while not asked_to_end.is_set():
@@ -30,7 +30,7 @@ def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
         rows = frame.filter(pl.col("customer_id") == parameters["customer_id"]).select("order_count")
         count = int(rows.collect()["order_count"].sum())
         if not seen or seen[-1][1] != count:
-            seen.append((time.monotonic(), count))
+            seen.append((time.time(), count))
             report(progress=count)
         asked_to_end.wait(parameters["pause_seconds"])
     return {"seen": seen}

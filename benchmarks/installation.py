@@ -39,7 +39,11 @@ def mesh_up(stage: Stage, settings: Settings, *, rate: float | None = None) -> I
         ContenderError: if it does not get ready.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
-    environment |= {"MESH_HOME": str(settings.home), "MESH_PRODUCTS": str(settings.products)}
+    environment |= {
+        "MESH_HOME": str(settings.home),
+        "MESH_PRODUCTS": str(settings.products),
+        "MESH_SHIFT_SECONDS": str(settings.shift_seconds),
+    }
     log = stage.folder / "up.log"
     record = settings.home / "up.json"
     with log.open("a") as output:

@@ -393,7 +393,8 @@ class Table:
         """Move to the newest Delta version; returns it."""
         if self._version - self._opened >= CHECKPOINT_INTERVAL or self._outrun():
             self._reopen()
-        else:
+        elif self.storage.exists(commit_path(self._version + 1)):
+            # Mostly there is nothing new, and asking delta-rs for it costs far more.
             self._advance()
         return self._version
 

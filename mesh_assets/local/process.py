@@ -145,6 +145,7 @@ class Child:
         log: file that takes its output.
         keep: file descriptors that it needs.
         essential: whether the mesh has not worked if it ended by itself.
+        niceness: by how much the system's scheduler prefers others, 0 to 19.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Child:
     log: Path
     keep: Sequence[int] = ()
     essential: bool = True
+    niceness: int = 0
     pid: int | None = None
     restart_count: int = 0
     exit_code: int | None = None
@@ -174,7 +176,11 @@ class Child:
         rotate(self.log)
         self._started_at = time.monotonic()
         self.exit_code = None
-        self.pid = fork(self.body, name=self.name, log=self.log, group=group, keep=self.keep, release=False)
+        self.pid = fork(self._run, name=self.name, log=self.log, group=group, keep=self.keep, release=False)
+
+    def _run(self) -> int | None:
+        os.nice(self.niceness)
+        return self.body()
 
     def reap(self) -> bool:
         """Notice its end; True the moment that it is noticed. The next start waits for longer each time."""

@@ -40,6 +40,8 @@ _LOOK_SECONDS = 2.0
 _LAG_SECONDS = 15.0
 _SILENT_SECONDS = 60.0
 _DOWN_SECONDS = 60.0
+_NICENESS = 5
+"""Of what only shows and decides: where cores are short, whatever moves data goes first."""
 
 
 @dataclass(frozen=True)
@@ -267,12 +269,12 @@ class _Supervisor:
         for location in found:
             path = str(self._runtime / f"{location.name}.sock")
             sockets[location.name] = path
-            self._child(f"code-{location.name}", _serving(location, path))
+            self._child(f"code-{location.name}", _serving(location, path), niceness=_NICENESS)
         workspace = home / "workspace.yaml"
         workspace.write_text(instance.served_workspace(sockets))
         self._await_sockets(sockets)
         self._step(f"{len(sockets)} code locations")
-        self._child("webserver", lambda: instance.serve_web(workspace, self._port))
+        self._child("webserver", lambda: instance.serve_web(workspace, self._port), niceness=_NICENESS)
         self._child("daemon", lambda: instance.serve_daemon(workspace))
         self._start_watch()
         return self._await_ready()
@@ -341,10 +343,12 @@ class _Supervisor:
 
             return Watch(settings, web_url, writing).run()
 
-        self._child("watch", body, keep=(writing,))
+        self._child("watch", body, keep=(writing,), niceness=_NICENESS)
 
-    def _child(self, name: str, body: Callable[[], int | None], keep: Sequence[int] = ()) -> None:
-        child = Child(name, body, self._place.logs / f"{name}.log", keep=keep)
+    def _child(
+        self, name: str, body: Callable[[], int | None], keep: Sequence[int] = (), niceness: int = 0
+    ) -> None:
+        child = Child(name, body, self._place.logs / f"{name}.log", keep=keep, niceness=niceness)
         self._children[name] = child
         child.start(self._group)
 

@@ -20,9 +20,8 @@ from mesh_assets.errors import LakeError, MeshError, TableMissing
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.local.sight import ProductSight, Sight, SourceSight
-from mesh_assets.names import CURRENT, Layout, ProductName
+from mesh_assets.names import CURRENT, Layout, ProductName, local_folder
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
-from mesh_assets.orchestration.version import local_folder
 from mesh_assets.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from mesh_assets.contract.discovery import Product, discover
-from mesh_assets.names import CURRENT, Layout
+from mesh_assets.names import CURRENT, Layout, local_folder
 from mesh_assets.orchestration.asset import COLUMN_SCHEMA, ROW_COUNT, TABLE_NAME, URI, asset_key
-from mesh_assets.orchestration.shift import ACTIVE
-from mesh_assets.orchestration.version import local_folder, newest_versions
+from mesh_assets.orchestration.relay import ACTIVE
+from mesh_assets.orchestration.version import newest_versions
 from mesh_assets.settings import Settings
 
 DOMAIN = "enterprise"
@@ -274,13 +274,14 @@ def _find(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResul
 
 def _explained(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     # What follows loads the Delta Lake library, which a code server has no need of.
-    from mesh_assets.lineage.completeness import explain
+    from mesh_assets.lineage.completeness import explain_further
 
     settings, since = Settings(), datetime.now(UTC) - _EXPLAINED_AGE
     layout = Layout(settings.lake_root)
     commit_count, wrong = 0, []
     for name, product in discover(settings.products).products.items():
-        found = explain(layout, name, [table.name for table in product.contract.tables], since=since)
+        tables = [table.name for table in product.contract.tables]
+        found = explain_further(layout, name, tables, since=since)
         commit_count += found.commit_count
         if not found.complete:
             wrong.append(f"{name}: {found.sentence()}")
@@ -288,7 +289,7 @@ def _explained(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not wrong,
         description="; ".join(wrong[:_MOST_SENTENCES])
-        or f"{commit_count:,} commits, each explained by one run",
+        or f"{commit_count:,} commits since the last look, each explained by one run",
         metadata={"lineage/commits": commit_count, "lineage/products_unexplained": len(wrong)},
     )
 

@@ -92,10 +92,11 @@ def quality_results(
     from mesh_assets.contract.discovery import discover
 
     settings = Settings()
+    layout = Layout(settings.lake_root)
     product = discover(settings.products).product(name)
     selected = set(context.selected_asset_check_keys)
-    for checked in check_product(Layout(settings.lake_root), product, run_id=context.run.run_id):
-        evaluation = check_evaluation(name, checked)
+    for checked in check_product(layout, product, run_id=context.run.run_id):
+        evaluation = check_evaluation(name, checked, layout)
         if dg.AssetCheckKey(evaluation.asset_key, evaluation.check_name) in selected:
             context.log.info(checked.sentence())
             yield dg.AssetCheckResult(

@@ -25,6 +25,7 @@ from mesh_assets.names import ProductName
 from mesh_assets.orchestration.asset import asset_specs, broken_spec
 from mesh_assets.orchestration.check import loads_check, parity_checks, quality_checks
 from mesh_assets.orchestration.derive import derive_asset, derive_job
+from mesh_assets.orchestration.page import pages_job, pages_schedule
 from mesh_assets.orchestration.rule import ListedRule, listed_rules
 from mesh_assets.orchestration.sensor import domain_sensor
 from mesh_assets.orchestration.shift import capture_asset, capture_job
@@ -187,6 +188,7 @@ def domain_definitions(discovery: Discovery, domain: str) -> dg.Definitions:
         shifts.append(derive_asset(domain, derived))
         jobs.append(derive_job(domain, derived))
     loaded = [products[name] for name in specs]
+    pages = pages_job(domain)
     return dg.Definitions(
         assets=[*shifts, *(broken_spec(name, error) for name, error in broken.items())],
         asset_checks=[
@@ -194,7 +196,8 @@ def domain_definitions(discovery: Discovery, domain: str) -> dg.Definitions:
             *quality_checks(loaded, rules),
             *(loads_check(name, error) for name, error in broken.items()),
         ],
-        jobs=jobs,
+        jobs=[*jobs, pages],
+        schedules=[pages_schedule(domain, pages)],
         sensors=[domain_sensor(domain, loaded, jobs, broken, discovery)],
         executor=dg.in_process_executor,
     )

@@ -10,10 +10,11 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from mesh_assets.contract.discovery import Product, discover
-from mesh_assets.errors import Fenced
+from mesh_assets.errors import Fenced, ShiftBusy
 from mesh_assets.names import Layout, ProductName
+from mesh_assets.orchestration.relay import ACTIVE, Relay, turn_seconds
 from mesh_assets.orchestration.report import RunObserver, Subject
-from mesh_assets.orchestration.shift import ACTIVE, SHIFT_TAG, acknowledge_cancel, deferred_interrupts
+from mesh_assets.orchestration.shift import SHIFT_TAG, acknowledge_cancel, deferred_interrupts
 from mesh_assets.orchestration.subscription import (
     SEEN_TAG,
     Heads,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mesh_assets.derive import DerivePlan
 
 DERIVE_TAG = "mesh/derive"
-"""Run tag ``<domain>``; the run queue lets one run per value start (``dagster.yaml``)."""
+"""Run tag ``<domain>``, of a domain's derive shifts (:mod:`mesh_assets.orchestration.relay`)."""
 
 _WAIT_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
@@ -74,12 +75,6 @@ def derive_job(domain: str, specs: Sequence[dg.AssetSpec]) -> UnresolvedAssetJob
         run_tags=derive_tag(domain),
         executor_def=dg.in_process_executor,
     )
-
-
-def other_shift(instance: dg.DagsterInstance, domain: str, run_id: str) -> dg.DagsterRun | None:
-    """The run, other than ``run_id``, that keeps the domain's derived products up now."""
-    runs = instance.get_runs(dg.RunsFilter(tags=derive_tag(domain), statuses=list(ACTIVE)))
-    return next((run for run in runs if run.run_id != run_id), None)
 
 
 class Expectation:
@@ -133,33 +128,34 @@ def _derive(context: dg.AssetExecutionContext, domain: str) -> Iterator[dg.Mater
     def heads() -> Heads:
         return newest_versions(layout, inputs, instance)
 
-    def queued() -> bool:
-        waiting = dg.RunsFilter(tags=derive_tag(domain), statuses=[dg.DagsterRunStatus.QUEUED])
-        return bool(instance.get_runs_count(waiting))
-
+    relay = Relay(instance, context.run, derive_tag(domain))
     with deferred_interrupts() as cancelled:
-        observer = RunObserver(context, Subject.derived(domain, plans), cancelled, queued)
+        observer = RunObserver(context, Subject.derived(domain, plans), cancelled, relay.relieved)
         note: dict[str, dg.MetadataValue] = {}
         asked = heads()
         while not cancelled():
-            other = other_shift(instance, domain, run_id)
+            other = relay.other()
             if other is None:
-                instance.add_run_tags(run_id, derive_tag(domain))
+                relay.begin()
                 expecting = Expectation(instance, root_sources(products, discovery), heads)
-                budget = Budget(max_seconds=settings.shift_seconds)
+                budget = Budget(max_seconds=turn_seconds(settings.shift_seconds, domain))
                 shift = DeriveShift(
                     plans, budget=budget, observer=observer, run_id=run_id, expecting=expecting
                 )
                 try:
                     result = shift.run()
-                except Fenced as error:
+                except (Fenced, ShiftBusy) as error:
                     context.log.info(f"another shift derives these products: {error}")
                 else:
+                    relay.over()
                     observer.ended(result)
                     behind = _left_behind(plans, result.refused)
                     seen = seen_text(expecting.seen, code_text(products), behind)
                     instance.add_run_tags(run_id, {SEEN_TAG: seen})
                     break
+            elif relay.in_line:
+                relay.wait([*products, *inputs])
+                continue
             else:
                 note = {"mesh/derived_by": dg.MetadataValue.dagster_run(other.run_id)}
             if not _behind(layout, products, asked):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from mesh_assets.names import CURRENT, ProductName
+from mesh_assets.checks.pages import page
+from mesh_assets.names import CURRENT, Layout, ProductName
 from mesh_assets.orchestration.asset import VERSION, asset_key
 from mesh_assets.orchestration.rule import check_name
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mesh_assets.checks.log import Checked
     from mesh_assets.shift.report import CheckReport
 
+DATA_DOCS = "quality/data_docs"
 SAME_SECONDS = 300.0
 """How long an outcome that stays as it was is not told again."""
 
@@ -28,15 +30,18 @@ class Outcomes:
 
     Args:
         log_event: takes an evaluation.
+        layout: of the lake.
         clock: seconds, for tests.
     """
 
     def __init__(
         self,
         log_event: Callable[[dg.AssetCheckEvaluation], object],
+        layout: Layout,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log_event = log_event
+        self._layout = layout
         self._clock = clock
         self._told: dict[dg.AssetCheckKey, tuple[float, object]] = {}
 
@@ -44,7 +49,7 @@ class Outcomes:
         """Report what is new, or was not told for some minutes; returns it."""
         now, new = self._clock(), []
         for checked in report.outcomes:
-            evaluation = check_evaluation(report.name, checked)
+            evaluation = check_evaluation(report.name, checked, self._layout)
             key = dg.AssetCheckKey(evaluation.asset_key, evaluation.check_name)
             found = (checked.status, checked.observed, checked.unexpected_count, checked.quarantined_count)
             at, told = self._told.get(key, (float("-inf"), None))
@@ -56,7 +61,7 @@ class Outcomes:
         return new
 
 
-def check_evaluation(name: ProductName, checked: Checked) -> dg.AssetCheckEvaluation:
+def check_evaluation(name: ProductName, checked: Checked, layout: Layout) -> dg.AssetCheckEvaluation:
     """How Dagster is told of a rule's outcome; numbers in it are plotted over time."""
     numbers = {
         "quality/unexpected_count": checked.unexpected_count,
@@ -73,6 +78,8 @@ def check_evaluation(name: ProductName, checked: Checked) -> dg.AssetCheckEvalua
         except ValueError:
             metadata["quality/observed"] = dg.MetadataValue.text(checked.observed)
     metadata["quality/status"] = dg.MetadataValue.text(checked.status)
+    if (first := page(layout, name)) is not None:
+        metadata[DATA_DOCS] = dg.MetadataValue.path(first)
     warning = checked.severity == "warning"
     return dg.AssetCheckEvaluation(
         asset_key=asset_key(name, CURRENT, checked.table),

@@ -30,17 +30,16 @@ from mesh_assets.orchestration.asset import (
 )
 from mesh_assets.orchestration.lineage import derived_lineage
 from mesh_assets.orchestration.outcome import Outcomes
-from mesh_assets.orchestration.publisher import Publisher
 
 if TYPE_CHECKING:
     # Loading these loads the Delta Lake library, which a code server has no need of.
-    from mesh_assets.contract.discovery import Product
     from mesh_assets.derive import DerivePlan
     from mesh_assets.lake.version import VersionRow
     from mesh_assets.shift.plan import CapturePlan, Target
     from mesh_assets.shift.report import BatchReport, CheckReport, FoldReport, ShiftResult, VersionReport
 
 REPORT_SECONDS = 10.0
+_PAUSE_SECONDS = 0.05
 QUEUE_LOOK_SECONDS = 2.0
 
 Clock = Callable[[], float]
@@ -70,7 +69,6 @@ class Subject:
         schemas_uri: where the columns of captured tables are recorded; empty for derived ones.
         inputs: derived product -> the assets that it is made of, and whose they are.
         plans: of derived products.
-        products: those whose records are published for the shift; a derive shift does that itself.
     """
 
     title: str
@@ -79,19 +77,12 @@ class Subject:
     schemas_uri: str = ""
     inputs: Mapping[ProductName, Mapping[dg.AssetKey, ProductName]] = field(default_factory=dict)
     plans: Mapping[ProductName, DerivePlan] = field(default_factory=dict)
-    products: Sequence[Product] = ()
 
     @classmethod
     def captured(cls, plan: CapturePlan) -> Subject:
         """A source."""
         source = plan.source
-        return cls(
-            f"{source.domain}.{source.name}",
-            plan.layout,
-            plan.targets,
-            plan.part_uri("schemas"),
-            products=tuple(plan.definitions.values()),
-        )
+        return cls(f"{source.domain}.{source.name}", plan.layout, plan.targets, plan.part_uri("schemas"))
 
     @classmethod
     def derived(cls, domain: str, plans: Sequence[DerivePlan]) -> Subject:
@@ -133,7 +124,7 @@ class RunObserver:
         context: the run's context; only the run's own thread may call this object.
         plan: what the shift drains, or the whole subject.
         interrupted: whether the run was asked to end.
-        queued: whether a successor waits in the queue.
+        succeeded: whether the successor of this shift is ready.
         clock: seconds, for tests.
     """
 
@@ -142,12 +133,12 @@ class RunObserver:
         context: dg.AssetExecutionContext,
         plan: CapturePlan | Subject,
         interrupted: Callable[[], bool],
-        queued: Callable[[], bool],
+        succeeded: Callable[[], bool],
         clock: Clock = time.monotonic,
     ) -> None:
         self._context = context
         self._interrupted = interrupted
-        self._queued = queued
+        self._succeeded = succeeded
         self._clock = clock
         self._subject = subject = plan if isinstance(plan, Subject) else Subject.captured(plan)
         self._tables: dict[tuple[ProductName, str, str], _Table] = {}
@@ -163,8 +154,7 @@ class RunObserver:
                     uri,
                 )
         self._code_versions = _code_versions(context)
-        self._outcomes = Outcomes(self._log_check, clock)
-        self._publisher = Publisher(subject.layout, subject.products) if subject.products else None
+        self._outcomes = Outcomes(self._log_check, subject.layout, clock)
         self._looked_at = float("-inf")
         self._relieved = False
         self._told_at = clock()
@@ -211,7 +201,6 @@ class RunObserver:
     def version(self, report: VersionReport) -> None:
         """A product version is durable: its tables carry it from now on."""
         self._versions[report.name] = report.row
-        self._publish()
         for (name, _kind, _table), seen in self._tables.items():
             if name == report.name:
                 # A derived product's version says also that its inputs' changes changed nothing in it.
@@ -241,11 +230,11 @@ class RunObserver:
         return self._interrupted()
 
     def relieved(self) -> bool:
-        """Whether the successor of this shift waits in the queue; asks at most every two seconds."""
+        """Whether the successor of this shift is ready; asks at most every two seconds."""
         now = self._clock()
         if now - self._looked_at >= QUEUE_LOOK_SECONDS:
             self._looked_at = now
-            self._relieved = self._queued()
+            self._relieved = self._succeeded()
         return self._relieved
 
     # -- the end
@@ -253,7 +242,6 @@ class RunObserver:
     def ended(self, result: ShiftResult) -> None:
         """Sum the shift up in the log."""
         self._tell(self._clock())
-        self._publish(last=True)
         snapshot = f", {result.snapshot_row_count:,} rows of snapshots" if result.snapshot_row_count else ""
         self._context.log.info(
             f"shift over {self._subject.title} ended ({result.reason}) after "
@@ -287,12 +275,6 @@ class RunObserver:
 
     # -- inside
 
-    def _publish(self, *, last: bool = False) -> None:
-        """Bring the products' records up to date beside the shift; at its end wait for that."""
-        if self._publisher is not None:
-            for text in self._publisher.finish() if last else self._publisher.write_if_due():
-                self._context.log.warning(text)
-
     def _tell(self, now: float) -> None:
         """One line for all batches since the last one."""
         untold, self._untold = self._untold, Counter()
@@ -306,10 +288,14 @@ class RunObserver:
         )
 
     def _report_due(self, now: float) -> None:
-        for seen in self._tables.values():
-            if seen.dirty and now - seen.reported_at >= REPORT_SECONDS:
-                seen.reported_at = now
-                self._log(seen)
+        """Report tables that are due, the longest first: as many as do not keep the drain waiting."""
+        began = time.monotonic()
+        due = [one for one in self._tables.values() if one.dirty and now - one.reported_at >= REPORT_SECONDS]
+        for seen in sorted(due, key=lambda one: one.reported_at):
+            seen.reported_at = now
+            self._log(seen)
+            if time.monotonic() - began > _PAUSE_SECONDS:
+                return
 
     def _log(self, seen: _Table) -> None:
         self._complete(seen)

@@ -14,6 +14,7 @@ captured that will make one, so that it is warm when they have landed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +30,8 @@ from mesh_assets.orchestration import derive
 from mesh_assets.orchestration.asset import asset_key, fingerprint, freshness_window
 from mesh_assets.orchestration.check import LOADS, loads_result
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
-from mesh_assets.orchestration.shift import ACTIVE, SHIFT_TAG, job_name, shift_tag
+from mesh_assets.orchestration.relay import ACTIVE, turn_seconds
+from mesh_assets.orchestration.shift import SHIFT_TAG, job_name, shift_tag
 from mesh_assets.orchestration.subscription import SEEN_TAG, Past, input_products, root_sources
 from mesh_assets.orchestration.subscription import due as derive_due
 from mesh_assets.orchestration.version import newest_versions
@@ -127,9 +129,10 @@ def abandoned(source: str, head: Head | MeshError) -> str:
     )
 
 
-def _relief_after_seconds(shift_seconds: float) -> float:
-    """When a shift's successor is queued: some ticks before its time is over."""
-    return shift_seconds - min(_RELIEF_SECONDS, shift_seconds * _RELIEF_SHARE)
+def _relief_after_seconds(shift_seconds: float, name: str) -> float:
+    """When a shift's successor is started: long enough before its time is over to be ready by then."""
+    seconds = turn_seconds(shift_seconds, name)
+    return seconds - min(_RELIEF_SECONDS, seconds * _RELIEF_SHARE)
 
 
 def domain_sensor(
@@ -270,6 +273,9 @@ class Tick:
         shifts = self._shifts()
         active = _begun(shifts, ACTIVE)
         queued = _begun(shifts, [dg.DagsterRunStatus.QUEUED])
+        counts = Counter(
+            one.dagster_run.tags[SHIFT_TAG] for one in shifts if one.dagster_run.status in ACTIVE
+        )
         for source in self._tables:
             name = f"{self._domain}.{source}"
             seen = self._cursor.sources.setdefault(source, Seen())
@@ -281,7 +287,9 @@ class Tick:
                 seen.shift_at = self._now
                 if isinstance(head, Head):
                     due(head, seen, self._now)
-                if self._now - active[name] < _relief_after_seconds(self._settings.shift_seconds):
+                if counts[name] > 1:
+                    self._notes.append(f"{source}: a shift runs, the next one waits for its turn")
+                elif self._now - active[name] < _relief_after_seconds(self._settings.shift_seconds, name):
                     self._notes.append(f"{source}: a shift runs")
                 else:
                     reason = "the running shift's time is nearly over"
@@ -329,13 +337,15 @@ class Tick:
         records = self._context.instance.get_run_records(
             dg.RunsFilter(tags=derive.derive_tag(self._domain)), limit=_PAST_RUNS
         )
-        statuses = {record.dagster_run.status for record in records}
+        statuses = Counter(record.dagster_run.status for record in records)
         reason: str | None = None
         if dg.DagsterRunStatus.QUEUED in statuses:
             self._notes.append("a derive shift is queued")
-        elif statuses & set(ACTIVE):
+        elif active := sum(statuses[status] for status in ACTIVE):
             (begun,) = _begun(records, ACTIVE, derive.DERIVE_TAG).values()
-            if self._now - begun < _relief_after_seconds(self._settings.shift_seconds):
+            if active > 1:
+                self._notes.append("a derive shift runs, the next one waits for its turn")
+            elif self._now - begun < _relief_after_seconds(self._settings.shift_seconds, self._domain):
                 self._notes.append("a derive shift runs")
             else:
                 reason = "the running shift's time is nearly over"

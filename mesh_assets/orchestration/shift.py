@@ -13,18 +13,12 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from mesh_assets.errors import Fenced, SlotBusy
+from mesh_assets.orchestration.relay import Relay, turn_seconds
 from mesh_assets.orchestration.report import RunObserver, lsn_text
 from mesh_assets.settings import Settings
 
 SHIFT_TAG = "mesh/shift"
-"""Run tag ``<domain>.<source>``; the run queue lets one run per value start (``dagster.yaml``)."""
-
-ACTIVE = (
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
+"""Run tag ``<domain>.<source>``, of a source's shifts (:mod:`mesh_assets.orchestration.relay`)."""
 
 _WAIT_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
@@ -68,12 +62,6 @@ def capture_job(domain: str, source: str, specs: Sequence[dg.AssetSpec]) -> Unre
         run_tags=shift_tag(domain, source),
         executor_def=dg.in_process_executor,
     )
-
-
-def other_shift(instance: dg.DagsterInstance, domain: str, source: str, run_id: str) -> dg.DagsterRun | None:
-    """The run, other than ``run_id``, that drains the source now."""
-    runs = instance.get_runs(dg.RunsFilter(tags=shift_tag(domain, source), statuses=list(ACTIVE)))
-    return next((run for run in runs if run.run_id != run_id), None)
 
 
 @contextmanager
@@ -125,25 +113,28 @@ def _drain(
     instance, run_id = context.instance, context.run.run_id
     deadline = time.monotonic() + _WAIT_SECONDS
 
-    def queued() -> bool:
-        waiting = dg.RunsFilter(tags=shift_tag(domain, source), statuses=[dg.DagsterRunStatus.QUEUED])
-        return bool(instance.get_runs_count(waiting))
-
+    relay = Relay(instance, context.run, shift_tag(domain, source))
     with deferred_interrupts() as cancelled, Source(plan.source) as asked:
-        observer = RunObserver(context, plan, cancelled, queued)
+        observer = RunObserver(context, plan, cancelled, relay.relieved)
         note: dict[str, dg.MetadataValue] = {}
         head_lsn: int | None = None
         while not cancelled():
-            other = other_shift(instance, domain, source, run_id)
+            other = relay.other()
             if other is None:
-                instance.add_run_tags(run_id, shift_tag(domain, source))
-                budget = Budget(max_seconds=settings.shift_seconds)
+                relay.begin()
+                budget = Budget(max_seconds=turn_seconds(settings.shift_seconds, f"{domain}.{source}"))
                 try:
-                    observer.ended(Shift(plan, budget=budget, observer=observer, run_id=run_id).run())
-                    break
+                    result = Shift(plan, budget=budget, observer=observer, run_id=run_id).run()
                 except (SlotBusy, Fenced) as error:
                     # Another process has the slot: it captures what this run was asked for.
                     context.log.info(f"another shift drains the source: {error}")
+                else:
+                    relay.over()
+                    observer.ended(result)
+                    break
+            elif relay.in_line:
+                relay.wait(plan.definitions.values())
+                continue
             if head_lsn is None:
                 # Written now, so the other shift passes it after everything committed until now.
                 head_lsn = asked.heartbeat()

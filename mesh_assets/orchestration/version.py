@@ -11,12 +11,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import dagster as dg
 
 from mesh_assets.contract.discovery import Product
-from mesh_assets.names import CURRENT, Layout, ProductName
+from mesh_assets.names import CURRENT, Layout, ProductName, local_folder
 from mesh_assets.orchestration.asset import VERSION, asset_key
 
 _LOG = "_delta_log"
@@ -43,16 +42,13 @@ def _newest(layout: Layout, product: Product, instance: dg.DagsterInstance) -> i
     return value if isinstance(value, int) else 0
 
 
-def local_folder(uri: str) -> Path | None:
-    """The folder that a URI names, or None if it is in an object store."""
-    split = urlsplit(uri)
-    if split.scheme == "file":
-        return Path(unquote(split.path))
-    return Path(uri) if len(split.scheme) <= 1 else None
+def local_version(folder: Path, app_id: str = _APP_ID) -> int:
+    """The newest version in a version log's folder; 0 if there is none.
 
-
-def local_version(folder: Path) -> int:
-    """The newest version in a version log's folder; 0 if there is none."""
+    Args:
+        folder: of a table whose rows are numbered by an app transaction.
+        app_id: its name.
+    """
     try:
         with os.scandir(folder / _LOG) as entries:
             commits = sorted(
@@ -64,7 +60,7 @@ def local_version(folder: Path) -> int:
     # The newest commit holds a version, but for one that added a column or an archive's checkpoint.
     for name in commits:
         try:
-            found = _version_in((folder / _LOG / name).read_bytes())
+            found = _version_in((folder / _LOG / name).read_bytes(), app_id)
         except FileNotFoundError:
             # Archived meanwhile: it is older than one that holds a version.
             continue
@@ -77,12 +73,12 @@ def _is_commit(name: str) -> bool:
     return name.endswith(".json") and name[:_COMMIT_DIGITS].isdecimal() and len(name) == _COMMIT_DIGITS + 5
 
 
-def _version_in(commit: bytes) -> int | None:
+def _version_in(commit: bytes, app_id: str) -> int | None:
     for line in commit.splitlines():
         if f'"{_ACTION}"'.encode() not in line:
             continue
         action: Mapping[str, object] = json.loads(line)
         transaction = action.get(_ACTION)
-        if isinstance(transaction, dict) and transaction.get("appId") == _APP_ID:
+        if isinstance(transaction, dict) and transaction.get("appId") == app_id:
             return int(transaction["version"])
     return None

@@ -169,10 +169,12 @@ def test_run_slots_are_enough_for_all_shifts() -> None:
     config = yaml.safe_load((PROJECT / "dagster.yaml").read_text())["run_coordinator"]["config"]
     found = discover(PROJECT / "products")
     shifts = len(found.sources()) + len({product.name.domain for product in found.derived()})
-    assert config["max_concurrent_runs"] >= shifts + 2
+    assert config["max_concurrent_runs"] >= 2 * shifts + 2
     limits = {limit["key"]: limit for limit in config["tag_concurrency_limits"]}
-    assert set(limits) == {"mesh/shift", "mesh/derive", "mesh/catalog"}
+    assert set(limits) == {"mesh/shift", "mesh/derive", "mesh/catalog", "mesh/data_docs"}
     assert all(limit["value"] == {"applyLimitPerUniqueValue": True} for limit in limits.values())
+    # A shift and the one that waits to follow it.
+    assert limits["mesh/shift"]["limit"] == limits["mesh/derive"]["limit"] == 2
 
 
 def test_one_multi_asset_drains_a_source() -> None:

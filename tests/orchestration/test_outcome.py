@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from mesh_assets.checks.log import Checked
-from mesh_assets.names import CURRENT, ProductName
+from mesh_assets.names import CURRENT, Layout, ProductName
 from mesh_assets.orchestration.outcome import SAME_SECONDS, Outcomes
 from mesh_assets.orchestration.prune import Keeping, prune
 from mesh_assets.orchestration.rule import check_name
@@ -66,7 +66,7 @@ def shift(instance: dg.DagsterInstance, outcomes: Sequence[Checked], seconds: fl
     @dg.asset(key=KEY.asset_key)
     def drain(context) -> None:  # type: ignore[no-untyped-def]
         now = [0.0]
-        told = Outcomes(context.log_event, clock=lambda: now[0])
+        told = Outcomes(context.log_event, Layout("/nowhere"), clock=lambda: now[0])
         for one in outcomes:
             now[0] += seconds
             told.tell(CheckReport(NAME, one.version, (one,), datetime.now(UTC), 0.1))

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mesh_assets.lake.version import VersionLog
-from mesh_assets.orchestration.version import local_folder, local_version
+from mesh_assets.names import local_folder
+from mesh_assets.orchestration.version import local_version
 
 
 def append(log: VersionLog, count: int) -> None:
