@@ -1,14 +1,16 @@
 """Latency of a derived product: from a commit at a source to a fresh read of what is derived from it.
 
 The whole mesh runs, every sample application writes, and all of it shares the machine's cores. An
-order counts as visible when the first read of ``sales.customer_360`` that shows it has ended. Shifts
-are given less time than they have by default, so that every kind of them is relieved meanwhile.
+order counts as visible when the first read of ``sales.customer_360`` that shows it has ended. This is
+measured twice: with the settings that everybody has, and with shifts so short that every kind of them
+is relieved meanwhile, which loads the machine more than it ever is in operation.
 
 Where the time went is read from the lake afterwards: rows and versions carry when they were made.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import numpy as np
@@ -22,12 +24,13 @@ from benchmarks.stage import Stage
 from benchmarks.trail import Trail, relieved_count, trail_table, trails
 from benchmarks.writer import LANE_WIDTH
 from mesh_assets.local.supervisor import clusters
+from mesh_assets.settings import Settings
 
 TITLE = "From a commit at the source to a derived product, with everything running"
 
 _ORDERS = 60
 _EVERY_SECONDS = 2.0
-_SHIFT_SECONDS = 90.0
+_RELIEVED_SECONDS = 90.0
 _LIMIT_SECONDS = 5.0
 _FIRST_SECONDS = 240.0
 _GIVE_UP_SECONDS = 60.0
@@ -44,7 +47,14 @@ VALUES (%s, %s, 'placed', 'EUR', 1.00, now(), now())
 
 def run(stage: Stage) -> None:
     """Commit orders of one customer into a busy mesh, one at a time, and watch her row."""
-    settings = settings_of(stage.folder, PRODUCTS).model_copy(update={"shift_seconds": _SHIFT_SECONDS})
+    settings = settings_of(stage.folder, PRODUCTS)
+    _measure(stage, settings, "derived", "with everything running")
+    shutil.rmtree(settings.home, ignore_errors=True)
+    relieved = settings.model_copy(update={"shift_seconds": _RELIEVED_SECONDS})
+    _measure(stage, relieved, "derived_relieved", "while shifts are relieved")
+
+
+def _measure(stage: Stage, settings: Settings, name: str, when: str) -> None:
     count = stage.amount(_ORDERS, 5)
     watching = {
         "folder": str(stage.folder),
@@ -79,10 +89,10 @@ def run(stage: Stage) -> None:
     finally:
         for cluster in clusters(settings).values():
             cluster.remove()
-    _show(stage, found, len(seen))
+    _show(stage, name, when, found, len(seen))
 
 
-def _show(stage: Stage, found: list[Trail], seen_count: int) -> None:
+def _show(stage: Stage, name: str, when: str, found: list[Trail], seen_count: int) -> None:
     delays = [trail.seconds for trail in found]
     half, most = np.percentile(delays, [50, 95])
     stage.console.print(trail_table(found))
@@ -90,11 +100,11 @@ def _show(stage: Stage, found: list[Trail], seen_count: int) -> None:
         f"{len(found)} orders: p50 {half:.1f} s, p95 {most:.1f} s, slowest {max(delays):.1f} s "
         f"({seen_count} changes of the row seen, shifts relieved meanwhile: {relieved_count(found)})"
     )
-    for name, share, value in (("derived_p50", "p50", half), ("derived_p95", "p95", most)):
+    for share, value in (("p50", half), ("p95", most)):
         stage.record(
             Record(
-                name,
-                f"commit to derived product with everything running, {share}",
+                f"{name}_{share}",
+                f"commit to derived product {when}, {share}",
                 float(value),
                 _LIMIT_SECONDS,
                 "the limit",
