@@ -19,7 +19,13 @@ import yaml
 
 from mesh_assets.contract import standard
 from mesh_assets.contract.compatibility import major
-from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, PRODUCT_TYPE, TRANSFORM_FILE
+from mesh_assets.contract.definition import (
+    CONTRACT_FILE,
+    DEFINITION_FILE,
+    EXACT_SUFFIX,
+    PRODUCT_TYPE,
+    TRANSFORM_FILE,
+)
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.kept import KEPT_FILE
 from mesh_assets.contract.model import Contract, TableContract
@@ -29,6 +35,13 @@ from mesh_assets.names import ProductName
 
 _END_OF_SUPPORT = "endOfSupport"
 _PASSED_OVER = ("__pycache__",)
+_ALWAYS_EXACT = frozenset(
+    [
+        *("smallint", "integer", "bigint", "real", "double precision", "boolean"),
+        *("text", "character", "character varying", "uuid", "bytea", "json", "jsonb"),
+    ]
+)
+"""Types none of whose values is outside of what the lake holds; arrays of them may be."""
 
 
 def kept_name(contract: Contract) -> ProductName:
@@ -83,8 +96,9 @@ def files_of(
     files = {path: data for path, data in others.items() if path != KEPT_FILE}
     files[CONTRACT_FILE] = _contract(contract, name, until).encode()
     if not derived:
-        files[DEFINITION_FILE] = _definition(contract, now or contract).encode()
-        files[TRANSFORM_FILE] = _transform(contract).encode()
+        texts = _texts(contract, now)
+        files[DEFINITION_FILE] = _definition(contract, now or contract, texts).encode()
+        files[TRANSFORM_FILE] = _transform(contract, texts).encode()
     elif not {DEFINITION_FILE, TRANSFORM_FILE} <= files.keys():
         raise ContractError(
             f"what version {contract.version} of {contract.name} was made by was not recorded",
@@ -130,7 +144,32 @@ def _contract(contract: Contract, name: ProductName, until: date | None) -> str:
     return standard.to_yaml(content)
 
 
-def _definition(contract: Contract, now: Contract) -> str:
+def _texts(contract: Contract, now: Contract | None) -> dict[str, list[str]]:
+    """Table -> the columns whose values may be outside of their type, and are passed on as texts then.
+
+    Only those that the new version has as they were; if that is to come, the team's transform decides.
+    """
+    there = {table.name: table for table in now.tables} if now is not None else {}
+    return {
+        table.name: [
+            column.name
+            for column in table.columns
+            if column.name not in table.key
+            and _may_be_inexact(column.physical_type)
+            and _same_column(table, there[table.name], column.name)
+            and column.name + EXACT_SUFFIX not in [one.name for one in there[table.name].columns]
+        ]
+        for table in contract.tables
+        if table.name in there
+    }
+
+
+def _may_be_inexact(physical_type: str) -> bool:
+    kind = PhysicalType.parse(physical_type)
+    return kind.array or kind.name not in _ALWAYS_EXACT
+
+
+def _definition(contract: Contract, now: Contract, texts: Mapping[str, Sequence[str]]) -> str:
     inputs: dict[str, dict[str, Any]] = {}
     there = {table.name: table for table in now.tables}
     gone = [table.name for table in contract.tables if table.name not in there]
@@ -149,6 +188,8 @@ def _definition(contract: Contract, now: Contract) -> str:
         inputs[table.name] = {"product": str(contract.name), "table": table.name}
         if common:
             inputs[table.name]["key"] = {column: column for column in common}
+        if exact := texts.get(table.name):
+            inputs[table.name]["exact"] = list(exact)
     text = yaml.safe_dump({"attributes": {"inputs": inputs}}, sort_keys=False, allow_unicode=True)
     return f"type: {PRODUCT_TYPE}\n\n{text}"
 
@@ -165,11 +206,12 @@ def _common_key(tables: Sequence[TableContract]) -> list[str]:
     return [column for column in tables[0].key if all(column in table.key for table in tables)]
 
 
-def _transform(contract: Contract) -> str:
+def _transform(contract: Contract, texts: Mapping[str, Sequence[str]]) -> str:
     number = major(contract.version)
     made = "".join(
         f'        "{table.name}": inputs["{table.name}"].select(\n'
         + "".join(f'            "{column.name}",\n' for column in table.columns)
+        + "".join(f'            "{name}{EXACT_SUFFIX}",\n' for name in texts.get(table.name, ()))
         + "        ),\n"
         for table in contract.tables
     )

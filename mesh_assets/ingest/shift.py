@@ -97,6 +97,7 @@ class Shift:
         self._released: set[ProductName] = set()
         self._backfill: ExportedSnapshot | None = None
         self._backfill_after = 0.0
+        self._stale_count = 0
         self._held_open = ExitStack()
         self._behind = False
 
@@ -330,10 +331,18 @@ class Shift:
             if landing in wanted:
                 before = frame.filter(pc.less(frame["_position"], snapshot.lsn))
                 self._land_frame(landing, relation, before)
-        for landing in wanted:
-            self._read(source, snapshot, landing)
-        self._backfill = None
-        self._held_open.close()
+        try:
+            for landing in wanted:
+                self._read(source, snapshot, landing)
+        except SnapshotStale as stale:
+            # A table was truncated meanwhile: what is owed is read by another snapshot, as after a crash.
+            self.observer.message(f"{stale.message}; it is read again")
+            self._stale_count += 1
+            if self._stale_count >= _SNAPSHOT_ATTEMPTS:
+                self._backfill_after = time.monotonic() + _BACKFILL_REST_SECONDS
+        finally:
+            self._backfill = None
+            self._held_open.close()
 
     # -- drain --------------------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ from mesh_assets.contract.kept import KEPT_FILE, Kept
 from mesh_assets.derive.rebuild import rebuild
 from mesh_assets.derive.shift import DeriveShift
 from mesh_assets.ingest.shift import Shift
+from mesh_assets.lake.access import Principal
+from mesh_assets.lake.exact import text_of
+from mesh_assets.lake.read import fresh
 from mesh_assets.names import Layout, ProductName
 from mesh_assets.product import Mesh
 from mesh_assets.settings import Settings
@@ -175,6 +178,25 @@ def test_the_readers_of_a_captured_product_stay_with_its_old_version(organisatio
     assert mesh.rows("finance.pinned") == [(1, None), (2, "8.00"), (3, "3.50")]
     held = Path(Layout(mesh.settings.lake_root).product(ORDERS_V1))
     assert (held / "changes" / "orders" / "_delta_log").is_dir()
+
+
+def test_an_old_version_has_the_values_that_its_type_cannot_hold(organisation: Organisation) -> None:
+    mesh = organisation
+    total = '      - {name: total, logicalType: number, physicalType: "numeric(12,2)"}\n'
+    contract = mesh.folder.root / "sales" / "orders" / "contract.yaml"
+    contract.write_text(contract.read_text() + total)
+    mesh.sql(MORE, "insert into shop.orders values (3, 'NaN', 1)")
+    mesh.reader("finance.pinned", "sales.orders", "total", version="1")
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    mesh.write("sales/orders/contract.yaml", RAISED, (total, ""))
+    mesh.sql("insert into shop.orders values (4, 'NaN', 2)")
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    assert mesh.rows("finance.pinned") == [(1, None), (2, None), (3, "1.00"), (4, "2.00")]
+    kept = fresh(
+        Layout(mesh.settings.lake_root), ORDERS_V1, "orders", principal=Principal.local(), meta=True
+    ).sort("id")
+    texts = kept.select("id", "amount", text=text_of("amount")).collect().rows()
+    assert texts == [(1, Decimal("1.50"), None), (2, None, None), (3, None, "NaN"), (4, None, "NaN")]
 
 
 def test_the_readers_of_a_derived_product_stay_with_its_old_version(organisation: Organisation) -> None:

@@ -194,6 +194,30 @@ def test_an_added_column_with_a_default_is_read_again(world: World) -> None:
     assert_equal(world.plan)
 
 
+class Truncating(Silent):
+    """Empties a table when its snapshot is about to be read, the first time."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        if "item: snapshot begins" in text and text not in self.said:
+            execute(self.world, "truncate shop.item cascade", "insert into shop.item (id) values (7000)")
+        self.said.append(text)
+
+
+def test_a_table_that_is_truncated_while_it_is_read_again(world: World) -> None:
+    drain(world.plan)
+    execute(world, "alter table shop.item add column stars int not null default 3")
+    world.application.transact(30)
+    observer = Truncating(world)
+    assert drain(world.plan, observer).reason == "idle"
+    assert [text.split(" at ")[0] for text in observer.said if "read again" in text] == ["shop.item"]
+    assert observer.said.count("shop.item: snapshot begins") == 2
+    assert_equal(world.plan)
+
+
 def test_changes_from_before_an_added_column_land_in_their_old_shape(world: World) -> None:
     drain(world.plan)
     execute(
