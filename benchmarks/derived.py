@@ -23,7 +23,7 @@ from benchmarks.record import Record
 from benchmarks.stage import Stage
 from benchmarks.trail import Trail, relieved_count, trail_table, trails
 from benchmarks.writer import LANE_WIDTH
-from mesh_assets.local.supervisor import clusters
+from mesh_assets.local.place import Place
 from mesh_assets.settings import Settings
 
 TITLE = "From a commit at the source to a derived product, with everything running"
@@ -66,7 +66,7 @@ def _measure(stage: Stage, settings: Settings, name: str, when: str) -> None:
     try:
         with (
             mesh_up(stage, settings),
-            clusters(settings)["sources"].connect("sales") as connection,
+            Place.of(settings).clusters["sources"].connect("sales") as connection,
             child.start("consumer", watching, folder=stage.folder / "consumer") as contender,
         ):
             consumer = Follower(contender)
@@ -87,7 +87,7 @@ def _measure(stage: Stage, settings: Settings, name: str, when: str) -> None:
             seen: list[tuple[float, int]] = consumer.result()["seen"]
         found = trails(settings, LANE_WIDTH, committed, seen)
     finally:
-        for cluster in clusters(settings).values():
+        for cluster in Place.of(settings).clusters.values():
             cluster.remove()
     _show(stage, name, when, found, len(seen))
 

@@ -16,7 +16,7 @@ import psutil
 from benchmarks import child
 from benchmarks.measure import ProcessSource, process_tree
 from benchmarks.stage import Stage
-from mesh_assets.local.supervisor import clusters
+from mesh_assets.local.place import Place
 from mesh_assets.settings import Settings
 
 PRODUCTS = Path(__file__).resolve().parent.parent / "products"
@@ -88,7 +88,7 @@ def everything(pid: int, settings: Settings) -> ProcessSource:
     """A source of all processes of the mesh: the supervisor's tree and both clusters'."""
 
     def processes() -> list[psutil.Process]:
-        pids = [pid, *(cluster.status().pid for cluster in clusters(settings).values())]
+        pids = [pid, *(cluster.status().pid for cluster in Place.of(settings).clusters.values())]
         found = {one.pid: one for root in pids if root is not None for one in process_tree(root)()}
         return list(found.values())
 

@@ -24,7 +24,7 @@ from benchmarks.record import Record
 from benchmarks.stage import Stage
 from benchmarks.writer import LANE_WIDTH
 from mesh_assets.local import organisation
-from mesh_assets.local.supervisor import clusters
+from mesh_assets.local.place import Place
 from mesh_assets.names import Layout
 from mesh_assets.settings import Settings
 
@@ -65,7 +65,7 @@ def run(stage: Stage) -> None:
             _idle(stage, settings)
             _wake(stage, settings)
     finally:
-        for cluster in clusters(settings).values():
+        for cluster in Place.of(settings).clusters.values():
             cluster.remove()
 
 
@@ -144,7 +144,7 @@ def _idle(stage: Stage, settings: Settings) -> None:
 def _wake(stage: Stage, settings: Settings) -> None:
     """Commit one order into the idle mesh, wait until a read shows it and all is idle again."""
     tries = stage.amount(_WAKE_TRIES)
-    source = clusters(settings)["sources"]
+    source = Place.of(settings).clusters["sources"]
     watching = {"folder": str(stage.folder), "products": str(PRODUCTS), "pause_seconds": 0.25}
     committed = []
     with (

@@ -80,9 +80,15 @@ class Layout:
         """The product's folder."""
         return self._join(name.domain, name.product)
 
-    def table(self, name: ProductName, kind: str, table: str) -> str:
-        """One Delta table of a product: ``kind`` is changes, current, history or quarantine."""
-        return self._join(name.domain, name.product, kind, table)
+    def table(self, name: ProductName, kind: str, table: str, generation: int = 1) -> str:
+        """One Delta table of a product: ``kind`` is changes, current, history or quarantine.
+
+        A table whose columns have come to other types, or its rows to another key, goes on in a next
+        ``generation``; the one in which a version lies is in its row of the version log.
+        """
+        return self._join(
+            name.domain, name.product, kind, table if generation == 1 else f"{table}.g{generation}"
+        )
 
     def versions(self, name: ProductName) -> str:
         """The product's version log."""

@@ -106,17 +106,17 @@ class ParityResult:
         """Rows in the lake."""
         return sum(one.lake_row_count for one in self.ranges)
 
-    def sentence(self) -> str:
-        """The verdict in words."""
+    def sentence(self, hidden: frozenset[str] = frozenset()) -> str:
+        """The verdict in words, without values of the columns that are hidden."""
         at = f"LSN {position_text(self.lsn)}" if self.version is None else f"version {self.version}"
         place = f"{self.name}.{self.table} at {at}"
         kept = ""
         if self.quarantined_count:
-            first = "; ".join(map(_pairs, self.quarantined))
+            first = "; ".join(_pairs(key, hidden) for key in self.quarantined)
             kept = f"; {self.quarantined_count:,} keys are in quarantine and not in current: {first}"
         if self.equal:
             return f"{place}: equal, {self.row_count:,} rows in {len(self.ranges)} key ranges{kept}"
-        keys = "; ".join(f"{one.kind} {_pairs(one.key)}" for one in self.differences)
+        keys = "; ".join(f"{one.kind} {_pairs(one.key, hidden)}" for one in self.differences)
         return (
             f"{place}: DIFFERS, {self.row_count:,} rows at the source, {self.lake_row_count:,} in the lake, "
             f"{sum(not one.equal for one in self.ranges)} of {len(self.ranges)} key ranges; "
@@ -221,8 +221,10 @@ def _keys(target: Target, rows: pl.DataFrame) -> Iterator[dict[str, object]]:
         yield {name: row.get(f"_exact_{name}") or row[name] for name in target.key}
 
 
-def _pairs(key: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in key.items())
+def _pairs(key: Mapping[str, object], hidden: frozenset[str]) -> str:
+    return ", ".join(
+        f"{name}={'(not told)' if name in hidden else repr(value)}" for name, value in key.items()
+    )
 
 
 class _Until(Silent):

@@ -171,8 +171,14 @@ class Mesh:
             table.name,
             cut.tables.get(table.name, -1),
             principal=principal or Principal.local(),
+            generation=cut.generation(table.name),
         )
         return Dataset(product.name, table.name, cut, frame)
+
+    def changes_uri(self, name: ProductName, table: str) -> str:
+        """Where the change log of a table lies now."""
+        row = latest_version(self.layout, name)
+        return self.layout.table(name, CHANGES, table, row.generation(table) if row else 1)
 
     def cut(self, name: ProductName, as_of: AsOf | None = None) -> Cut:
         """What an ``as of`` means for a product: the last ``_seq`` of each of its tables.
@@ -196,7 +202,7 @@ class Mesh:
             )
         return versions.resolve(
             asked,
-            log=lambda table: ChangeLog.open(self.layout.table(name, CHANGES, table)),
+            log=lambda table, generation: ChangeLog.open(self.layout.table(name, CHANGES, table, generation)),
             horizon=self._horizon(name),
         )
 
@@ -233,34 +239,92 @@ class Mesh:
         return Horizon(last.tables, 0, min(moments))
 
     def changes(
-        self, name: str, key: Mapping[str, object] | str, *, principal: Principal | None = None
+        self,
+        name: str,
+        key: Mapping[str, object] | str,
+        *,
+        as_of: AsOf | None = None,
+        principal: Principal | None = None,
     ) -> pl.DataFrame:
         """Every change of one key, oldest first, moves to and from other keys included.
 
+        Of a table in its second or a later generation, those of this one: the earlier ones have other
+        columns (:meth:`history` has them, too).
+
         Args:
             key: values by key column, or text: the value, or ``column=value,...``.
+            as_of: only those up to then.
 
         Raises:
             UnknownName: if a key column is wrong.
+            AsOfRefused: if the moment lies outside of what is held.
         """
         product, table = self.resolve(name)
-        values = parse_key(table, key) if isinstance(key, str) else dict(key)
-        return changes_of(
-            self.layout, product.name, table.name, values, principal=principal or Principal.local()
-        )
+        generation, cut = self._generations(product.name, table.name, as_of)[-1]
+        return self._changes(product.name, table.name, key, generation, cut, principal)
 
     def history(
-        self, name: str, key: Mapping[str, object] | str, *, principal: Principal | None = None
+        self,
+        name: str,
+        key: Mapping[str, object] | str,
+        *,
+        as_of: AsOf | None = None,
+        principal: Principal | None = None,
     ) -> list[KeyChange]:
         """Every change of one key with the whole row before and after it, truncates included.
 
+        Also those in earlier generations of the table, as far as it had the same key columns there.
         Arguments and errors as for :meth:`changes`.
         """
         product, table = self.resolve(name)
-        changes = self.changes(name, key, principal=principal)
-        log = ChangeLog.open(self.layout.table(product.name, CHANGES, table.name))
-        truncates = log.scan().filter(pl.col("_op") == "t").select(changes.columns).collect()
-        return key_history(pl.concat([changes, truncates]).sort("_seq"))
+        found: list[KeyChange] = []
+        *earlier, last = self._generations(product.name, table.name, as_of)
+        for generation, cut in (last, *reversed(earlier)):
+            try:
+                changes = self._changes(product.name, table.name, key, generation, cut, principal)
+            except UnknownName:
+                if generation == last[0]:
+                    raise
+                break
+            log = ChangeLog.open(self.layout.table(product.name, CHANGES, table.name, generation))
+            truncates = log.scan(upto=cut).filter(pl.col("_op") == "t").select(changes.columns).collect()
+            found[:0] = key_history(pl.concat([changes, truncates]).sort("_seq"))
+        return found
+
+    def _changes(
+        self,
+        name: ProductName,
+        table: str,
+        key: Mapping[str, object] | str,
+        generation: int,
+        cut: int | None,
+        principal: Principal | None,
+    ) -> pl.DataFrame:
+        if isinstance(key, str):
+            uri = self.layout.table(name, CHANGES, table, generation)
+            values = parse_key(table, ChangeLog.open(uri).key, key)
+        else:
+            values = dict(key)
+        return changes_of(
+            self.layout,
+            name,
+            table,
+            values,
+            principal=principal or Principal.local(),
+            generation=generation,
+            cut=cut,
+        )
+
+    def _generations(self, name: ProductName, table: str, as_of: AsOf | None) -> list[tuple[int, int | None]]:
+        """A table's generations, oldest first, and the last ``_seq`` of each that counts (None: all)."""
+        if as_of is None:
+            last = latest_version(self.layout, name)
+            if last is None or last.generation(table) == 1:
+                return [(1, None)]
+            found = VersionLog(self.layout.versions(name)).generations(table, last)
+            return [*found[:-1], (found[-1][0], None)]
+        cut = self.cut(name, as_of)
+        return list(VersionLog(self.layout.versions(name)).generations(table, cut))
 
     def sql(self, text: str, *, as_of: AsOf | None = None, principal: Principal | None = None) -> Answer:
         """Run one SELECT over products, each named ``domain.product`` or ``domain.product.table``.
@@ -290,10 +354,12 @@ class Mesh:
                         hint="give a moment, or ask for one product at a time",
                     )
                 cuts[product.name] = self.cut(product.name, asked)
+            cut = cuts[product.name]
+            generation = cut.generation(table.name)
             return open_pinned(
-                self.layout.table(product.name, CHANGES, table.name),
-                self.layout.table(product.name, CURRENT, table.name),
-                cuts[product.name].tables.get(table.name, -1),
+                self.layout.table(product.name, CHANGES, table.name, generation),
+                self.layout.table(product.name, CURRENT, table.name, generation),
+                cut.tables.get(table.name, -1),
                 authorise(who, product.name, table.name),
             )
 
@@ -430,20 +496,20 @@ def open(name: str, as_of: AsOf | None = None, *, settings: Settings | None = No
     return Mesh(settings).open(name, as_of=as_of)
 
 
-def parse_key(table: TableContract, text: str) -> dict[str, object]:
-    """Read ``42`` or ``order_id=42,line_number=1`` as texts of a table's key values.
+def parse_key(table: str, key: Sequence[str], text: str) -> dict[str, object]:
+    """Read ``42`` or ``order_id=42,line_number=1`` as texts of the values of a table's key.
 
     Raises:
         UnknownName: if the columns are not exactly the key's.
     """
-    if len(table.key) == 1:
-        return {table.key[0]: text.removeprefix(f"{table.key[0]}=")}
+    if len(key) == 1:
+        return {key[0]: text.removeprefix(f"{key[0]}=")}
     pairs = dict(part.partition("=")[::2] for part in text.split(",") if "=" in part)
     values: dict[str, object] = {name.strip(): value.strip() for name, value in pairs.items()}
-    if set(values) != set(table.key):
+    if set(values) != set(key):
         raise UnknownName(
-            f"{text!r} is not a key of {table.name}",
-            available=table.key,
-            hint="write " + ",".join(f"{name}=…" for name in table.key),
+            f"{text!r} is not a key of {table}",
+            available=key,
+            hint="write " + ",".join(f"{name}=…" for name in key),
         )
     return values

@@ -19,7 +19,7 @@ from mesh_assets.lake.log import BEFORE, SEQ, ChangeLog
 from mesh_assets.lake.quarantine import RULES, images, last_rows, open_rows
 from mesh_assets.lake.shape import META_COLUMNS
 from mesh_assets.lake.tail import shape_of
-from mesh_assets.names import CHANGES, ProductName
+from mesh_assets.names import ProductName
 from mesh_assets.product import Mesh
 from mesh_assets.quality.rule import Ruleset
 from mesh_assets.shift.replay import Answer, Desk, Request
@@ -108,7 +108,7 @@ def quarantine(
     """
     rulesets: dict[ProductName, Ruleset] = {}
     for product, table in mesh.select(names):
-        uri = mesh.layout.table(product.name, CHANGES, table.name)
+        uri = mesh.changes_uri(product.name, table.name)
         if not ChangeLog.exists(uri):
             continue
         if product.name not in rulesets:

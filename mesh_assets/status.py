@@ -120,7 +120,8 @@ class TableStatus:
     Attributes:
         row_count: rows as a reader through the mesh sees them.
         change_count: changes in the log.
-        folded_seq: the current table, which readers of plain Delta see, holds the changes up to here.
+        folded_seq: the current table, which readers of plain Delta see, holds the changes up to here
+            (of a table in its second or a later generation those since this began).
         quarantined_count: keys whose last change is in quarantine.
     """
 
@@ -188,8 +189,9 @@ def product_status(layout: Layout, product: Product) -> ProductStatus:
     version = latest_version(layout, product.name)
     tables = []
     for table in contract.tables:
-        changes_uri = layout.table(product.name, CHANGES, table.name)
-        current_uri = layout.table(product.name, CURRENT, table.name)
+        generation = version.generation(table.name) if version else 1
+        changes_uri = layout.table(product.name, CHANGES, table.name, generation)
+        current_uri = layout.table(product.name, CURRENT, table.name, generation)
         if not Table.exists(changes_uri):
             continue
         current = Current.open(current_uri) if Table.exists(current_uri) else None
@@ -203,12 +205,12 @@ def product_status(layout: Layout, product: Product) -> ProductStatus:
                 log.seq + 1,
                 log.table.version,
                 current.table.version if current else -1,
-                current.folded if current else -1,
+                max(current.folded if current else -1, log.after),
                 _quarantined_count(log),
             )
         )
     failing = tuple(
-        one.sentence()
+        one.concealed(contract).sentence()
         for one in CheckLog(layout, product.name).latest()
         if one.blocking and one.status in ("failed", "error")
     )
@@ -300,17 +302,20 @@ def _lag_seconds(source: Source, head: Head, ledger: LedgerRow) -> float | None:
     if head.active:
         return at_most
     try:
-        waiting_since = _waiting_since(source)
+        since = waiting_since(source)
     except SourceError:
         # A shift has just begun, or the slot's WAL takes too long to look through.
         return at_most
-    return 0.0 if waiting_since is None else max(0.0, (head.now - waiting_since).total_seconds())
+    return 0.0 if since is None else max(0.0, (head.now - since).total_seconds())
 
 
-def _waiting_since(source: Source) -> datetime | None:
+def waiting_since(source: Source) -> datetime | None:
     """Commit time of the oldest transaction that the slot still has to send; None if there is none.
 
     Looking does not move the slot. A shift that begins meanwhile waits for the claim.
+
+    Raises:
+        SourceError: if somebody has the claim, or it takes too long to look through the slot's WAL.
     """
     config = source.config
     with source.claim(wait_seconds=0), translated(config.url, "look at what waits in its slot"):

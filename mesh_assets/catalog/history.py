@@ -25,6 +25,7 @@ SEGMENT = 1024
 
 _LOG = [name for name in CHANGES.schema.names if name not in ("product", "domain", "change_count")]
 _FINGERPRINT = 16
+_GENERATIONS = "generations"
 
 
 def contents(
@@ -140,7 +141,7 @@ def _log(layout: Layout, record: LocalRecord, first: int) -> pa.Table:
         log = Table.open(uri)
     except TableMissing:
         raise LakeError(f"the record of {record.product} tells of version {latest}, {uri} is gone") from None
-    rows = log.read(columns=_LOG)
+    rows = log.read(columns=[name for name in _LOG if name in log.schema.names])
     number = pc.field("version")
     rows = rows.filter((number >= first) & (number <= latest)).sort_by("version")
     if rows.num_rows != latest - first + 1 or rows["hash"][-1].as_py() != record.versions[-1].hash:
@@ -159,6 +160,7 @@ def _table(record: LocalRecord, versions: Sequence[VersionRecord]) -> pa.Table:
             "tables": sorted(version.tables.items()),
             "row_count": sorted(version.row_count.items()),
             "parents": sorted(version.parents.items()),
+            "generations": sorted(version.generations.items()) or None,
             "positions": [
                 {"input": name, **at.model_dump()} for name, at in sorted(version.positions.items())
             ],
@@ -177,6 +179,9 @@ def _complete(rows: pa.Table, name: ProductName) -> pa.Table:
         "domain": pa.repeat(pa.scalar(name.domain), count),
         "change_count": pa.array(totals, pa.int64()),
     }
+    if _GENERATIONS not in rows.column_names:
+        # A version log to which nothing was appended since there are generations.
+        known[_GENERATIONS] = pa.nulls(count, CHANGES.schema.field(_GENERATIONS).type)
     for column, values in known.items():
         rows = rows.append_column(column, values)
     return rows.select(CHANGES.schema.names).cast(CHANGES.schema)

@@ -34,10 +34,9 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.quality.concealment import (
-    concealed_outcome,
     concealed_statistics,
-    conceals,
     restricted,
+    told_outcome,
 )
 
 FORMAT = 1
@@ -156,6 +155,7 @@ class VersionRecord(_Model):
     created_at: datetime
     previous_hash: str
     hash: str
+    generations: dict[str, int] = {}
 
 
 class LocalRecord(_Model):
@@ -374,7 +374,7 @@ def make(
             )
             for release in Releases(layout.catalog(name)).all()
         ],
-        tables=_tables(layout, product),
+        tables=_tables(layout, product, versions[-1] if versions else None),
         inputs=_inputs(product),
         consumers=[str(one) for one in discovery.consumers(name)],
         checks=_checks(layout.catalog(name, "checks"), contract),
@@ -404,6 +404,7 @@ def version_record(row: VersionRow) -> VersionRecord:
         created_at=row.created_at,
         previous_hash=row.previous_hash,
         hash=row.hash,
+        generations=dict(row.generations),
     )
 
 
@@ -416,12 +417,13 @@ def _versions(layout: Layout, name: ProductName) -> list[VersionRow]:
     return log.between(max(1, last - VERSION_COUNT + 1), last)
 
 
-def _tables(layout: Layout, product: Product) -> list[TableRecord]:
+def _tables(layout: Layout, product: Product, version: VersionRow | None) -> list[TableRecord]:
     schemas = _schemas(layout, product)
     found = []
     for table in product.contract.tables:
-        changes_uri = layout.table(product.name, CHANGES, table.name)
-        current_uri = layout.table(product.name, CURRENT, table.name)
+        generation = version.generation(table.name) if version else 1
+        changes_uri = layout.table(product.name, CHANGES, table.name, generation)
+        current_uri = layout.table(product.name, CURRENT, table.name, generation)
         known: dict[str, Any] = {"name": table.name, "schemas": schemas.get(table.physical_name, [])}
         if Table.exists(changes_uri):
             log = ChangeLog.open(changes_uri)
@@ -487,13 +489,7 @@ def _inputs(product: Product) -> list[InputRecord]:
 
 def _checks(uri: str, contract: Contract) -> list[CheckRecord]:
     """The outcome of each rule at the newest evaluation in the product's table of outcomes."""
-    tables = {table.name: table for table in contract.tables}
-    rows = [
-        concealed_outcome(row)
-        if (table := tables.get(row["table"])) is None or conceals(table, row["columns"])
-        else row
-        for row in _newest(uri, "evaluation")
-    ]
+    rows = [told_outcome(row, contract) for row in _newest(uri, "evaluation")]
     known = [name for name in CheckRecord.model_fields if name != "outcome"]
     return [
         CheckRecord(outcome=row["status"], **{name: row[name] for name in known if row.get(name) is not None})

@@ -229,6 +229,7 @@ CHANGES = Shape(
             ("actor", pa.string()),
             ("previous_hash", pa.string()),
             ("hash", pa.string()),
+            ("generations", _COUNTS),
         ]
     ),
     ("product", "version"),

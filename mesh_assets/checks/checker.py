@@ -184,4 +184,5 @@ class Checker:
             self._known[name] = self._state(name, row)
             self._due[name] = time.monotonic() + max(self._every_seconds or 0.0, _REST_TIMES * seconds)
         if outcomes:
-            self._reports.put(CheckReport(name, row.version, outcomes, started_at, seconds))
+            told = [one.shown(product.contract) for one in outcomes]
+            self._reports.put(CheckReport(name, row.version, told, started_at, seconds))

@@ -17,15 +17,18 @@ from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.quarantine import RULES, last_rows, open_rows
 from mesh_assets.lake.read import fresh
 from mesh_assets.lake.tail import shape_of
-from mesh_assets.lake.version import VersionLog, VersionRow
+from mesh_assets.lake.version import Cut, VersionLog, VersionRow
 from mesh_assets.lineage.check import check_run
 from mesh_assets.lineage.facet import Assertion
 from mesh_assets.names import CHANGES, Layout
+from mesh_assets.quality.concealment import concealing, discreet, secret
 from mesh_assets.quality.result import Outcome
 from mesh_assets.quality.rule import Query, Ruleset, Severity, Status
 
 if TYPE_CHECKING:
     from mesh_assets.shift.lineage import Tending
+
+WHAT = "its quality rules could not be evaluated"
 
 
 def check_product(
@@ -58,13 +61,18 @@ def check_product(
     from mesh_assets.quality import evaluate, load
 
     ruleset = load(product) if ruleset is None else ruleset
+    cut: VersionRow | Cut
     if isinstance(version, VersionRow):
-        number, tables = version.version, version.tables
+        number, cut = version.version, version
     else:
         cut = VersionLog.open(layout.versions(product.name)).resolve(
-            version, log=lambda table: ChangeLog.open(layout.table(product.name, CHANGES, table))
+            version,
+            log=lambda table, generation: ChangeLog.open(
+                layout.table(product.name, CHANGES, table, generation)
+            ),
         )
-        number, tables = cut.version or 0, cut.tables
+        number = cut.version or 0
+    tables = cut.tables
     if not ruleset.rules:
         return []
     at = datetime.now(UTC)
@@ -72,25 +80,37 @@ def check_product(
     log = CheckLog(layout, product.name)
     checked = [table for table in dict.fromkeys(rule.table for rule in ruleset.rules) if table in tables]
     queries = any(isinstance(rule.check, Query) for rule in ruleset.table_rules)
-    with check_run(
-        layout,
-        product.contract,
-        number,
-        checked,
-        log.uri,
-        recorder=tending.recorder if tending else None,
-        parent=tending.parent(product.name) if tending else None,
-    ) as lineage:
+    with (
+        check_run(
+            layout,
+            product.contract,
+            number,
+            checked,
+            log.uri,
+            generations=cut.generations,
+            recorder=tending.recorder if tending else None,
+            parent=tending.parent(product.name) if tending else None,
+        ) as lineage,
+        discreet(concealing(product.contract, WHAT)),
+    ):
         # A query may read any table of the product, at the same cut.
         frames = {
             # With the exact texts: values that do not fit their column are judged by them.
-            table: fresh(layout, product.name, table, seq, principal=Principal.local(), meta=True)
+            table: fresh(
+                layout,
+                product.name,
+                table,
+                seq,
+                principal=Principal.local(),
+                generation=cut.generation(table),
+                meta=True,
+            )
             for table, seq in tables.items()
             if queries or table in checked
         }
         for table in checked:
             others = {name: other for name, other in frames.items() if name != table}
-            log_uri = layout.table(product.name, CHANGES, table)
+            log_uri = layout.table(product.name, CHANGES, table, cut.generation(table))
             quarantined = _quarantined(ChangeLog.open(log_uri), tables[table])
             mine = [
                 _checked(
@@ -105,13 +125,14 @@ def check_product(
                 for found in evaluate(ruleset.for_table(table), frames[table], others=others)
             ]
             counts = [row.row_count for row in mine if row.row_count is not None]
-            lineage.outcomes(table, [_assertion(row) for row in mine], row_count=max(counts, default=None))
+            told = [_assertion(row.concealed(product.contract, secret)) for row in mine]
+            lineage.outcomes(table, told, row_count=max(counts, default=None))
             rows += mine
         return log.append(rows)
 
 
 def _assertion(row: Checked) -> Assertion:
-    """One outcome as lineage tells it; values of restricted columns are not in it."""
+    """One outcome, as it is told beyond the lake, as lineage has it."""
     result = json.loads(row.result or "{}")
     configuration = result.get("expectation_config") or {}
     return Assertion(

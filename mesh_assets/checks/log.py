@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from mesh_assets.contract.model import Contract
-from mesh_assets.errors import Fenced, MeshError, TableMissing, UnknownName
+from mesh_assets.errors import Fenced, MeshError, TableMissing
 from mesh_assets.lake.file import overlapping
 from mesh_assets.lake.table import Table
 from mesh_assets.names import Layout, ProductName
-from mesh_assets.quality.concealment import concealed_outcome, conceals
+from mesh_assets.quality.concealment import Hidden, restricted, secret, told_outcome
 from mesh_assets.quality.rule import Ruleset, Scope, Status
 from mesh_assets.shift.plan import checks_uri
 
@@ -110,19 +110,27 @@ class Checked:
         """Whether the rule is met; one that is skipped has no say."""
         return self.status in (Status.PASSED, Status.SKIPPED)
 
-    def concealed(self, contract: Contract) -> Checked:
-        """The outcome as it may be told under a contract: values of restricted columns are not in it."""
-        try:
-            table = contract.table(self.table)
-        except UnknownName:
-            # Of a table that the contract had: nothing says that it may be told.
-            return self._concealed()
-        return self._concealed() if conceals(table, self.columns) else self
+    def concealed(
+        self, contract: Contract | None, hidden: Hidden = restricted, *, summaries: bool = False
+    ) -> Checked:
+        """The outcome as it may be told under a contract: values of its hidden columns are not in it.
 
-    def _concealed(self) -> Checked:
-        shown = ("result", "observed", "message", "status")
-        told = concealed_outcome({name: getattr(self, name) for name in shown})
-        return replace(self, **told)
+        Args:
+            contract: the one in force; None if it is not known: then no values are told at all.
+            hidden: which columns; those that are :func:`~mesh_assets.quality.concealment.secret` for whoever
+                is told of it beyond the lake.
+            summaries: whether means, sums and deviations are told all the same.
+        """
+        shown = ("table", "columns", "result", "observed", "message", "status")
+        row = {name: getattr(self, name) for name in shown}
+        return replace(self, **told_outcome(row, contract, hidden, summaries=summaries))
+
+    def shown(self, contract: Contract) -> Checked:
+        """The outcome as Dagster shows it: in numbers, where columns are restricted or confidential.
+
+        Of confidential ones those are also means, sums and deviations, to see how they go.
+        """
+        return self.concealed(contract, secret, summaries=True)
 
     def sentence(self) -> str:
         """The outcome in words."""
@@ -202,7 +210,7 @@ def blocked(layout: Layout, name: ProductName) -> str | None:
 
     So it is while a blocking rule about a table as a whole failed when it was last evaluated.
     """
-    return why_not(name, CheckLog(layout, name).latest())
+    return why_not(name, [one.concealed(None) for one in CheckLog(layout, name).latest()])
 
 
 def released(layout: Layout, name: ProductName, ruleset: Ruleset | None = None) -> int | None:

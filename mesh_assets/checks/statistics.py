@@ -27,7 +27,13 @@ from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage.check import StatisticsRecording, statistics_run
 from mesh_assets.lineage.facet import ColumnMetrics
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
-from mesh_assets.quality.concealment import concealed_statistics, restricted
+from mesh_assets.quality.concealment import (
+    concealed_statistics,
+    concealing,
+    discreet,
+    restricted,
+    secret,
+)
 from mesh_assets.quality.kind import NUMERIC, Kind
 from mesh_assets.quality.profile import ColumnProfile, TableProfile, incremental, merged
 from mesh_assets.shift.plan import statistics_uri
@@ -80,13 +86,17 @@ def refresh(layout: Layout, product: Product, version: VersionRow, *, tending: T
     Raises:
         StorageFull: if the disk is full.
     """
-    with statistics_run(
-        layout,
-        product.contract,
-        statistics_uri(layout, product.name),
-        recorder=tending.recorder if tending else None,
-        parent=tending.parent(product.name) if tending else None,
-    ) as lineage:
+    with (
+        statistics_run(
+            layout,
+            product.contract,
+            statistics_uri(layout, product.name),
+            generations=version.generations,
+            recorder=tending.recorder if tending else None,
+            parent=tending.parent(product.name) if tending else None,
+        ) as lineage,
+        discreet(concealing(product.contract, "its statistics could not be refreshed")),
+    ):
         return _refresh(layout, product, version, lineage)
 
 
@@ -100,7 +110,7 @@ def _refresh(layout: Layout, product: Product, version: VersionRow, lineage: Sta
     found: dict[str, _Profiled] = {}
     for contract in product.contract.tables:
         hidden = restricted(contract)
-        profiled = _profiled(layout, product.name, contract.name, hidden)
+        profiled = _profiled(layout, product.name, contract.name, hidden, version.generation(contract.name))
         if profiled is None:
             continue
         found[contract.name] = profiled
@@ -134,9 +144,12 @@ def _refresh(layout: Layout, product: Product, version: VersionRow, lineage: Sta
     return len(rows)
 
 
-def _profiled(layout: Layout, name: ProductName, table: str, hidden: frozenset[str]) -> _Profiled | None:
+def _profiled(
+    layout: Layout, name: ProductName, table: str, hidden: frozenset[str], generation: int
+) -> _Profiled | None:
     """A table's profile; None before the first fold."""
-    current_uri, changes_uri = layout.table(name, CURRENT, table), layout.table(name, CHANGES, table)
+    current_uri = layout.table(name, CURRENT, table, generation)
+    changes_uri = layout.table(name, CHANGES, table, generation)
     if not (Table.exists(current_uri) and Table.exists(changes_uri)):
         return None
     current = Current.open(current_uri)
@@ -182,12 +195,11 @@ def _tell(
 ) -> None:
     """Tell lineage, and with it whoever its events are forwarded to, what is no secret of the columns."""
     contract = product.contract.table(table)
-    secret = {column.name for column in contract.columns if column.classification == "confidential"}
-    secret |= restricted(contract)
+    hidden = secret(contract)
     lineage.profiled(
         table,
         profiled.delta_version,
-        {name: _metrics(one, told=name not in secret) for name, one in profiled.profile.columns.items()},
+        {name: _metrics(one, told=name not in hidden) for name, one in profiled.profile.columns.items()},
         row_count=profiled.profile.row_count,
         byte_count=profiled.byte_count,
         file_count=profiled.file_count,

@@ -115,7 +115,7 @@ def up(
     """Start everything and show it until Ctrl-C.
 
     Databases, sample applications, Dagster. The data stays for the next time. With --for the exit
-    code is 0 only if everything worked.
+    code is 0 only if everything worked; what is on its way then is waited for, a minute at most.
     """
     from mesh_assets.cli import installation
 
@@ -286,6 +286,10 @@ def changes(
             show_default=False,
         ),
     ],
+    as_of: Annotated[
+        str | None,
+        typer.Option(metavar="MOMENT|VERSION|LSN", help="Only the changes up to then.", show_default=False),
+    ] = None,
     all_columns: Annotated[
         bool, typer.Option("--all", help="Show also columns that did not change.")
     ] = False,
@@ -294,7 +298,7 @@ def changes(
     """Show every change of one key: when, by which transaction, before and after."""
     from mesh_assets.cli import key as command
 
-    raise typer.Exit(command.show(_mesh(), name, key, all_columns=all_columns, as_json=as_json))
+    raise typer.Exit(command.show(_mesh(), name, key, as_of, all_columns=all_columns, as_json=as_json))
 
 
 @app.command(

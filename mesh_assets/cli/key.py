@@ -12,12 +12,14 @@ from mesh_assets.product import Mesh
 _STYLES = {"c": "green", "r": "cyan", "u": "yellow", "d": "red", "t": "red"}
 
 
-def show(mesh: Mesh, name: str, keys: list[str], *, all_columns: bool, as_json: bool) -> int:
-    """Print every change of a key; returns 1 if there never was one."""
+def show(
+    mesh: Mesh, name: str, keys: list[str], as_of: str | None = None, *, all_columns: bool, as_json: bool
+) -> int:
+    """Print every change of a key (up to ``as_of``); returns 1 if there never was one."""
     key: str | dict[str, object] = keys[0]
     if len(keys) > 1:
         key = dict(_pair(one) for one in keys)
-    history = mesh.history(name, key)
+    history = mesh.history(name, key, as_of=as_of)
     if as_json:
         emit([record(one) for one in history])
         return 0 if history else 1

@@ -11,6 +11,7 @@ from mesh_assets.checks.pages import page
 from mesh_assets.cli.terminal import age, cell, console, emit, moment, table
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import ColumnContract, SlaProperty, TableContract
+from mesh_assets.contract.support import Support, support
 from mesh_assets.lake.position import Lsn
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import CHANGES, CURRENT
@@ -27,19 +28,26 @@ def listing(mesh: Mesh, *, as_json: bool) -> None:
                     "name": str(product.name),
                     "description": product.contract.description,
                     "owners": list(product.contract.owners),
+                    "contract_version": product.contract.version,
+                    "status": product.contract.status,
                     "tables": [table.name for table in product.contract.tables],
                     "version": version.version if version else None,
                     "newest_change_at": version.committed_at.isoformat() if version else None,
+                    "keeps": _keeps(support(mesh.discovery, product)),
                 }
                 for product, version in standing
             ]
         )
         return
-    made = table("product", "owner", "tables", "version", "newest change", "description", right=("version",))
+    made = table(
+        *("product", "owner", "contract", "tables", "version", "newest change", "description"),
+        right=("version",),
+    )
     for product, version in standing:
         made.add_row(
             cell(product.name, "bold"),
             cell(product.contract.owners[0]),
+            cell(product.contract.version),
             cell(", ".join(table.name for table in product.contract.tables)),
             cell(version.version if version else "-"),
             cell(f"{age(version.committed_at)} ago" if version else "-"),
@@ -47,8 +55,26 @@ def listing(mesh: Mesh, *, as_json: bool) -> None:
         )
     out = console()
     out.print(made)
+    for product, _ in standing:
+        if kept := support(mesh.discovery, product):
+            text = f"{product.name} keeps version {kept.version} of {kept.product}: {kept.fate}"
+            out.print(cell(text, "yellow" if kept.may_go else ""), soft_wrap=True)
     for folder, error in mesh.discovery.broken:
         out.print(cell(f"{folder.name} is left out: {error}", "red"), soft_wrap=True)
+
+
+def _keeps(kept: Support | None) -> dict[str, Any] | None:
+    if kept is None:
+        return None
+    return {
+        "product": str(kept.product),
+        "version": kept.version,
+        "readers": [str(name) for name in kept.readers],
+        "until": kept.until and kept.until.isoformat(),
+        "may_go": kept.may_go,
+        "removed_by_mesh": kept.by_mesh,
+        "folder": str(kept.folder),
+    }
 
 
 def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
@@ -59,7 +85,7 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
     if as_json:
         emit(_record(mesh, product, tables, version, known))
         return
-    contract, out = product.contract, console()
+    contract, out, kept = product.contract, console(), support(mesh.discovery, product)
     out.print(cell(f"{product.name}  {contract.version}  {contract.status}", "bold"))
     out.print(cell(contract.description), soft_wrap=True)
     if contract.limitations:
@@ -67,6 +93,7 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
     out.print()
     facts = [
         ("owners", ", ".join(contract.owners)),
+        *([("keeps", f"version {kept.version} of {kept.product}, {kept.fate}")] if kept else []),
         _origin(known),
         ("read by", ", ".join(known.consumers) or "no product of this mesh"),
         ("promises", "; ".join(_promise(one) for one in contract.sla)),
@@ -89,8 +116,9 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
         if one.description:
             out.print(cell(one.description), soft_wrap=True)
         out.print(_columns(one))
+        generation = version.generation(one.name) if version else 1
         for kind in (CHANGES, CURRENT):
-            uri = mesh.layout.table(product.name, kind, one.name)
+            uri = mesh.layout.table(product.name, kind, one.name, generation)
             out.print(cell(f"{kind:<8} {uri}", "dim"), soft_wrap=True)
 
 
@@ -165,6 +193,7 @@ def _record(
 ) -> dict[str, Any]:
     contract = product.contract
     standing = {one.name: one for one in known.tables}
+    generation = {one.name: version.generation(one.name) if version else 1 for one in tables}
     return {
         "name": str(product.name),
         "contract_version": contract.version,
@@ -177,6 +206,7 @@ def _record(
         "derived": product.derived,
         "inputs": [one.model_dump(mode="json") for one in known.inputs],
         "consumers": list(known.consumers),
+        "keeps": _keeps(support(mesh.discovery, product)),
         "releases": [one.model_dump(mode="json", exclude={"columns"}) for one in known.releases],
         "checks": [one.model_dump(mode="json") for one in known.checks],
         "data_docs": str(docs) if (docs := page(mesh.layout, product.name)) else None,
@@ -207,8 +237,9 @@ def _record(
                 "source_table": one.physical_name,
                 "description": one.description,
                 "key": list(one.key),
-                "changes_uri": mesh.layout.table(product.name, CHANGES, one.name),
-                "current_uri": mesh.layout.table(product.name, CURRENT, one.name),
+                "changes_uri": mesh.layout.table(product.name, CHANGES, one.name, generation[one.name]),
+                "current_uri": mesh.layout.table(product.name, CURRENT, one.name, generation[one.name]),
+                "generation": generation[one.name],
                 "changes": standing[one.name].change_count,
                 "changes_delta_version": standing[one.name].changes_delta_version,
                 "current_delta_version": standing[one.name].current_delta_version,

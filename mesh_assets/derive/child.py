@@ -1,8 +1,9 @@
 """Runs transforms for :mod:`mesh_assets.derive.transform`, in a process of its own.
 
-``python child.py REQUESTS REPLIES DUMP``: two inherited pipe ends and a file that takes the stack when
-SIGUSR1 comes. Imports nothing of the mesh, so that it starts fast and has little memory to begin with;
-what the transform prints goes to standard error.
+``python child.py REQUESTS REPLIES DUMP``: two inherited pipe ends, of which the first takes addresses of
+files with requests, and a file that takes the stack when SIGUSR1 comes. Imports nothing of the mesh, so
+that it starts fast and has little memory to begin with; what the transform prints goes to standard
+error, or to a file that the request names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import hashlib
 import io
 import os
+import pickle
 import re
 import signal
 import sys
@@ -20,7 +22,8 @@ import time
 import traceback
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,11 +41,18 @@ _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 
 
 class Refused(Exception):
-    """What the function gave is not as promised; the text says why."""
+    """What the function gave is not as promised; the text says why.
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    Attributes:
+        names: of the text those that the function may have made of values.
+        bare: the text without them.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, names: Iterable[object] = (), bare: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.names = tuple(map(str, names))
+        self.bare = bare
 
 
 class Modules:
@@ -78,10 +88,42 @@ def main() -> None:
     replies.send({"ready": True})
     while True:
         try:
-            request = requests.recv()
+            address = requests.recv()
         except EOFError:
             break
-        replies.send(answer(modules, request))
+        request = pickle.loads(Path(address).read_bytes())
+        with _printing(request.get("said")):
+            reply = answer(modules, request)
+        replies.send(reply)
+
+
+@contextmanager
+def _printing(path: str | None) -> Iterator[None]:
+    """Let what is printed inside, by native code and children too, go to a file, if one is given."""
+    if path is None:
+        yield
+        return
+    _flush()
+    kept = os.dup(2)
+    with Path(path).open("ab") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+    try:
+        yield
+    finally:
+        _flush()
+        for stream in (1, 2):
+            os.dup2(kept, stream)
+        os.close(kept)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            # The transform has put something else in its place, or closed it.
+            continue
 
 
 def _watch(parent: int) -> None:
@@ -104,7 +146,7 @@ def _expendable() -> None:
 def answer(modules: Modules, request: Mapping[str, Any]) -> dict[str, Any]:
     """Run one transform and write its tables; what went wrong is part of the answer."""
     path = str(request["path"])
-    line = 1
+    line, inputs = 1, {}
     try:
         module = modules.load(path)
         function = getattr(module, FUNCTION)
@@ -122,7 +164,7 @@ def answer(modules: Modules, request: Mapping[str, Any]) -> dict[str, Any]:
         ]
         pl.collect_all(sinks, engine="streaming")
     except Refused as refused:
-        return {"line": line, "error": str(refused), "hint": refused.hint}
+        return _not_promised(refused, path, line, inputs)
     except (KeyboardInterrupt, SystemExit) as ended:
         return {"line": line, "error": f"{type(ended).__name__}: a transform must not end the program"}
     except BaseException as error:  # noqa: BLE001 - whatever the user's code raises, panics of polars included
@@ -136,6 +178,18 @@ def _plan(data: bytes) -> pl.LazyFrame:
         return pl.LazyFrame.deserialize(io.BytesIO(data))
 
 
+def _not_promised(
+    refused: Refused, path: str, line: int, inputs: Mapping[str, pl.LazyFrame]
+) -> dict[str, Any]:
+    """The refusal; with a bare text, if a name in it is of no column of an input and not in the source."""
+    answer: dict[str, Any] = {"line": line, "error": str(refused), "hint": refused.hint}
+    known = {column for frame in inputs.values() for column in frame.collect_schema()}
+    words = set(_WORD.findall(_source(path)))
+    if any(name not in known and not words.issuperset(_WORD.findall(name)) for name in refused.names):
+        answer["bare"] = refused.bare
+    return answer
+
+
 def _raised(error: BaseException, path: str, line: int) -> dict[str, Any]:
     """The error with the last line of the user's file that it came through."""
     if isinstance(error, SyntaxError) and error.filename == path:
@@ -146,7 +200,7 @@ def _raised(error: BaseException, path: str, line: int) -> dict[str, Any]:
     answer = {
         "line": mine[-1].lineno if mine else line,
         "error": said,
-        "bare": _bare(error, _source(path)),
+        "bare": bare(error, _source(path)),
     }
     if isinstance(error, KeyError) and mine:
         answer["hint"] = "inputs are called as in defs.yaml"
@@ -161,7 +215,7 @@ def _source(path: str) -> str:
         return ""
 
 
-def _bare(error: BaseException, source: str) -> str:
+def bare(error: BaseException, source: str) -> str:
     """The error's kind and the expression that failed: of all words only polars' own and the source's.
 
     Whatever else a text says may be a value.
@@ -200,7 +254,9 @@ def _tables(given: object, wanted: Mapping[str, Any]) -> dict[str, pl.LazyFrame]
         )
     if set(given) != set(wanted):
         raise Refused(
-            f"it returns the tables {', '.join(map(str, given)) or 'none'}; the contract has {names}"
+            f"it returns the tables {', '.join(map(str, given)) or 'none'}; the contract has {names}",
+            names=given,
+            bare=f"it returns {len(given)} tables of other names; the contract has {names}",
         )
     for name, frame in given.items():
         if not isinstance(frame, pl.LazyFrame | pl.DataFrame):
@@ -222,26 +278,26 @@ def _shaped(
     texts = [name for name in schema if name not in columns and name.removesuffix(EXACT_SUFFIX) in columns]
     extra = [name for name in schema if name not in columns and name not in texts]
     if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"lacks {', '.join(map(repr, missing))}")
-        if extra:
-            parts.append(f"has {', '.join(map(repr, extra))}, which the contract has not")
+        lacks = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
+        has = [f"has {', '.join(map(repr, extra))}, which the contract has not"] if extra else []
         raise Refused(
-            f"table {table!r} {' and '.join(parts)}", f"the contract's columns are {', '.join(columns)}"
+            f"table {table!r} {' and '.join(lacks + has)}",
+            f"the contract's columns are {', '.join(columns)}",
+            names=extra,
+            bare=f"table {table!r} {' and '.join([*lacks, f'has {len(extra)} that the contract has not'])}",
         )
     fitted = []
     for name, kind in columns.items():
         if not _fits(schema[name], kind):
             raise Refused(
-                f"column {name!r} of {table!r} is {schema[name]}, the contract says {kind}",
+                f"column {name!r} of {table!r} is {_kind(schema[name])}, the contract says {kind}",
                 f"write .cast({_spelled(kind)}), or change the contract's physicalType",
             )
         fitted.append(pl.col(name) if schema[name] == kind else pl.col(name).cast(kind))
     for name in texts:
         if schema[name] not in (pl.String, pl.Null):
             raise Refused(
-                f"column {name!r} of {table!r} is {schema[name]}, not the text of a value that column "
+                f"column {name!r} of {table!r} is {_kind(schema[name])}, not the text of a value that column "
                 f"{name.removesuffix(EXACT_SUFFIX)!r} cannot hold",
                 "write .cast(pl.String), or leave it out",
             )
@@ -267,6 +323,14 @@ def _fits(given: pl.DataType, wanted: pl.DataType) -> bool:
     if isinstance(given, pl.List) and isinstance(wanted, pl.List):
         return _fits(given.inner, wanted.inner)  # type: ignore[arg-type]  # polars' own wide type
     return given in _TEXTS and wanted == pl.String
+
+
+def _kind(given: pl.DataType) -> str:
+    """A type in a message: without categories and fields, which may be made of values."""
+    if isinstance(given, pl.List):
+        return f"List({_kind(given.inner)})"  # type: ignore[arg-type]  # polars' own wide type
+    plain = given.is_nested() or isinstance(given, pl.Enum)
+    return type(given).__name__ if plain else str(given)
 
 
 def _spelled(kind: pl.DataType) -> str:

@@ -1,40 +1,17 @@
-"""What one live process at a time may have: locks that the kernel lets go of, however the process ends."""
+"""What one live process at a time may have: a domain's derived products, to keep them up."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from mesh_assets.errors import ShiftBusy
+from mesh_assets.lake.lock import held
 
 _LOOK_SECONDS = 0.1
-
-
-def held(path: Path) -> IO[str] | None:
-    """Lock a file, made if it is missing, until it is closed; None if another process has it."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Wait for the lock on a file, and keep it within the block."""
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def private(folder: Path) -> Path:

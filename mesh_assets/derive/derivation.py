@@ -20,7 +20,7 @@ from mesh_assets.contract.document import display
 from mesh_assets.derive.affected import Paths, whole
 from mesh_assets.derive.difference import Stamp, differences, no_change, same_rows
 from mesh_assets.derive.exact import Doubts, Given, given, widened, with_texts
-from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.plan import DerivePlan, Subscription
 from mesh_assets.derive.table import OwnTable
 from mesh_assets.derive.transform import Made, Transformer, shown_key
 from mesh_assets.lake.access import Principal
@@ -43,6 +43,8 @@ _WHOLE_SHARE = 0.3
 _FEW = 5_000
 
 Heads = Mapping[ProductName, VersionRow]
+_Input = tuple[ProductName, str, int]
+"""A table of an input, and in which generation."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,11 @@ class Derivation:
         self._gates = gates or {}
         self._proof_seconds = proof_seconds
         self._proved = 0.0
-        self._readers = {
-            (one.product, one.table): Reader(one.changes_uri, None if from_logs else one.current_uri)
-            for one in plan.inputs
-        }
+        self._from_logs = from_logs
+        self._readers: dict[_Input, Reader] = {}
+        self._doubts: dict[_Input, Doubts] = {}
         self._input_logs = {name: VersionLog(plan.layout.versions(name)) for name in plan.input_products}
-        self._doubts = {(one.product, one.table): Doubts() for one in plan.inputs}
-        self._previous: dict[tuple[ProductName, str], View] = {}
+        self._previous: dict[_Input, View] = {}
         self._messages: list[str] = []
         self._touched: dict[str, int] = {}
         self._seed = time.time_ns() % 2**31
@@ -141,8 +141,9 @@ class Derivation:
             ContractError: if a table cannot take the shape that the contract has by now.
         """
         self._versions = VersionLog(self.plan.versions_uri)
+        last = self.latest()
         self._tables = {
-            target.table: OwnTable.open(self.plan, target, self._gates.get(target.table))
+            target.table: OwnTable.open(self.plan, target, self._gates.get(target.table), last)
             for target in self.plan.targets
         }
         self._previous = {}
@@ -212,7 +213,7 @@ class Derivation:
         last = self.latest()
         goal = self._goal(heads)
         later = self._views_at(goal)
-        inputs = self._given(later)
+        inputs = self._given(later, goal)
         reason, unit = whole_because, None
         if reason is None:
             reason, unit = self._scope(last, goal, inputs)
@@ -236,7 +237,7 @@ class Derivation:
         failpoint.reach("version.before")
         row = self._cut(last, goal, stamp)
         failpoint.reach("version.after")
-        self._previous = {(one.product, one.table): later[one.name] for one in self.plan.inputs}
+        self._previous = {_input(one, goal): later[one.name] for one in self.plan.inputs}
         if unit is not None:
             self._sample(unit, inputs)
         else:
@@ -268,20 +269,29 @@ class Derivation:
 
     def _views_at(self, rows: Heads) -> dict[str, View]:
         """Every input at the versions given."""
-        found: dict[tuple[ProductName, str], View] = {}
+        found: dict[_Input, View] = {}
         for one in self.plan.inputs:
-            key = (one.product, one.table)
-            if key in found:
-                continue
-            cut = rows[one.product].tables.get(one.table, -1)
-            held = self._previous.get(key)
-            found[key] = held if held is not None and held.cut == cut else self._readers[key].view(cut)
-        return {one.name: found[one.product, one.table] for one in self.plan.inputs}
+            key = _input(one, rows)
+            if key not in found:
+                found[key] = self._view(one, rows)
+        return {one.name: found[_input(one, rows)] for one in self.plan.inputs}
 
-    def _given(self, views: Mapping[str, View]) -> dict[str, Given]:
+    def _view(self, one: Subscription, rows: Heads) -> View:
+        """One input at its version among those given: the one of the last step, if that was the same."""
+        key, row = _input(one, rows), rows[one.product]
+        cut = row.tables.get(one.table, -1)
+        held = self._previous.get(key)
+        if held is not None and held.cut == cut:
+            return held
+        if key not in self._readers:
+            current_uri = None if self._from_logs else one.current_uri(row)
+            self._readers[key] = Reader(one.changes_uri(row), current_uri)
+        return self._readers[key].view(cut)
+
+    def _given(self, views: Mapping[str, View], rows: Heads) -> dict[str, Given]:
         """These views as the transform gets them."""
         doubts = {
-            one.name: self._doubts[one.product, one.table].columns(views[one.name])
+            one.name: self._doubts.setdefault(_input(one, rows), Doubts()).columns(views[one.name])
             for one in self.plan.inputs
         }
         return given(self.plan, views, doubts)
@@ -319,15 +329,11 @@ class Derivation:
         earlier = {}
         betweens: dict[str, Between] = {}
         for one in plan.inputs:
-            low = below[one.product].tables.get(one.table, -1)
+            if _input(one, below) != _input(one, goal):
+                return f"input {one.name!r} has columns of other types, or another key, by now", None
             view = inputs[one.name].view
-            held = self._previous.get((one.product, one.table))
-            if low == view.cut:
-                earlier[one.name] = view
-            elif held is not None and held.cut == low:
-                earlier[one.name] = held
-            else:
-                earlier[one.name] = self._readers[one.product, one.table].view(low)
+            same = below[one.product].tables.get(one.table, -1) == view.cut
+            earlier[one.name] = view if same else self._view(one, below)
             betweens[one.name] = between(earlier[one.name], view)
         changed = {name: change for name, change in betweens.items() if not change.empty}
         self._touched = {name: change.keys.height for name, change in changed.items()}
@@ -394,7 +400,7 @@ class Derivation:
             cuts: the last ``_seq`` of each table that counts, for a reader beside a shift that goes on
                 appending; by default all that this object knows of.
         """
-        frames = whole(self._given(self._views_at(goal)))
+        frames = whole(self._given(self._views_at(goal), goal))
         with self._transformer.run(self.plan, self._shapes(), frames) as made:
             for name, table in self._tables.items():
                 texts = table.texts(made.tables[name])
@@ -437,6 +443,7 @@ class Derivation:
             actor=Principal.local().name,
             committed_at=stamp.committed_at,
             parents=_versions(goal),
+            generations={target.table: target.generation for target in plan.targets},
         )
 
     # -- proof ------------------------------------------------------------------------------------
@@ -501,6 +508,10 @@ class Derivation:
         last = self.latest()
         number = (last.version if last else 0) + 1
         table.note(no_change(table.log.table.schema), number, {_WHOLE: _number(self.plan.code_hash)})
+
+
+def _input(one: Subscription, rows: Heads) -> _Input:
+    return one.product, one.table, rows[one.product].generation(one.table)
 
 
 def _versions(goal: Heads) -> dict[str, int]:

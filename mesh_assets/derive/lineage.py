@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ from deltalake.exceptions import DeltaError
 from mesh_assets.derive.plan import DerivePlan, Subscription
 from mesh_assets.errors import MeshError, TransformError
 from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.columns import ColumnLineage, everything
 from mesh_assets.lineage.dataset import (
@@ -52,6 +53,7 @@ class DeriveLineage:
         self._open: dict[ProductName, Recording] = {}
         self._columns: dict[ProductName, tuple[str, ColumnLineage | None]] = {}
         self._schemas: dict[ProductName, dict[str, pl.Schema]] = {}
+        self._inputs: dict[ProductName, dict[str, str]] = {}
         self._recovered: set[ProductName] = set()
         self._layout = plans[0].layout
         self._lock = threading.RLock()
@@ -69,11 +71,21 @@ class DeriveLineage:
         self.recorder.close()
 
     @contextmanager
-    def product(self, name: ProductName) -> Iterator[None]:
-        """Let all that this thread commits inside be the product's run's, which begins if none is open."""
+    def product(
+        self, name: ProductName, heads: Mapping[ProductName, VersionRow] | None = None
+    ) -> Iterator[None]:
+        """Let all that this thread commits inside be the product's run's, which begins if none is open.
+
+        Args:
+            name: the product.
+            heads: the versions of its inputs that are read; a run reads each input in one generation.
+        """
         with self._lock:
+            moved = heads is not None and self._inputs.get(name) != _uris(self._plans[name], heads)
+            if moved and name in self._open:
+                self._open.pop(name).end(None)
             if name not in self._open:
-                self._open[name] = self._begin(self._plans[name])
+                self._open[name] = self._begin(self._plans[name], heads)
             recording = self._open[name]
         with recording.making():
             yield
@@ -98,7 +110,7 @@ class DeriveLineage:
         """
         if (recording := self._open.get(name)) is not None:
             recording.read(
-                lake_dataset(subscription.changes_uri),
+                lake_dataset(self._inputs[name][subscription.name]),
                 version=version,
                 first_version=first_version,
                 row_count=row_count,
@@ -108,7 +120,7 @@ class DeriveLineage:
         """A product version is durable: list every Delta version that it covers, and what it was made of."""
         plan, recording = self._plans[report.name], self._open[report.name]
         for one in plan.inputs:
-            name = lake_dataset(one.changes_uri)
+            name = lake_dataset(self._inputs[plan.name][one.name])
             recording.read(name)
             parent = report.row.parents.get(str(one.product))
             if parent is not None:
@@ -149,7 +161,12 @@ class DeriveLineage:
 
     # -- one run ------------------------------------------------------------------------------
 
-    def _begin(self, plan: DerivePlan) -> Recording:
+    def _begin(self, plan: DerivePlan, heads: Mapping[ProductName, VersionRow] | None = None) -> Recording:
+        inputs = _uris(plan, heads)
+        if self._inputs.get(plan.name) != inputs:
+            self._inputs[plan.name] = inputs
+            self._schemas.pop(plan.name, None)
+            self._columns.pop(plan.name, None)
         namespace, name = lineage_job(plan.name.domain, plan.name.product, "derive")
         contract = plan.product.contract
         run = LineageRun(
@@ -171,8 +188,8 @@ class DeriveLineage:
             tables.append(plan.layout.versions(plan.name))
             recover(plan.layout.lineage(), self.recorder, (namespace, name), tables)
         recording = Recording(self.recorder, run, self._datasets(plan))
-        for one in plan.inputs:
-            recording.read(lake_dataset(one.changes_uri))
+        for uri in inputs.values():
+            recording.read(lake_dataset(uri))
         outputs = [lake_dataset(target.changes_uri) for target in plan.targets]
         recording.start(outputs=[*outputs, lake_dataset(plan.layout.versions(plan.name))])
         return recording
@@ -180,9 +197,10 @@ class DeriveLineage:
     def _datasets(self, plan: DerivePlan) -> list[Dataset]:
         layout, contract = plan.layout, plan.product.contract
         found = [versions_dataset(layout, plan.name, contract)]
-        inputs = {one.name: lake_dataset(one.changes_uri) for one in plan.inputs}
+        uris = self._inputs[plan.name]
+        inputs = {name: lake_dataset(uri) for name, uri in uris.items()}
         found += [
-            changes_dataset(layout, one.product, one.table, one.changes_uri, None) for one in plan.inputs
+            changes_dataset(layout, one.product, one.table, uris[one.name], None) for one in plan.inputs
         ]
         for target in plan.targets:
 
@@ -206,7 +224,8 @@ class DeriveLineage:
         """The sources of a table's own columns; of everything, where the transform does not say."""
         schemas = self._schemas.setdefault(plan.name, {})
         for one in plan.inputs:
-            if one.name not in schemas and (schema := _schema_of(one)) is not None:
+            uri = self._inputs[plan.name][one.name]
+            if one.name not in schemas and (schema := _schema_of(uri)) is not None:
                 schemas[one.name] = one.schema(schema)
         if len(schemas) < len(plan.inputs):
             return {}
@@ -238,10 +257,18 @@ class DeriveLineage:
         }
 
 
-def _schema_of(one: Subscription) -> pl.Schema | None:
+def _uris(plan: DerivePlan, heads: Mapping[ProductName, VersionRow] | None) -> dict[str, str]:
+    """By input the change log that it is read from, at these versions or at the newest ones."""
+    rows: Mapping[ProductName, VersionRow | None] = heads or {
+        name: VersionLog(plan.layout.versions(name)).latest() for name in plan.input_products
+    }
+    return {one.name: one.changes_uri(rows[one.product]) for one in plan.inputs}
+
+
+def _schema_of(uri: str) -> pl.Schema | None:
     """The columns of an input as the transform sees them; None while it cannot be read."""
     try:
-        frame = pl.from_arrow(ChangeLog.open(one.changes_uri).row_schema.empty_table())
+        frame = pl.from_arrow(ChangeLog.open(uri).row_schema.empty_table())
     except (MeshError, DeltaError, OSError):
         return None
     assert isinstance(frame, pl.DataFrame)

@@ -15,6 +15,7 @@ import polars as pl
 from mesh_assets.contract.compatibility import Readers
 from mesh_assets.contract.definition import EXACT_SUFFIX, Limits, Through
 from mesh_assets.contract.discovery import Discovery, Product
+from mesh_assets.derive.generation import generation_of
 from mesh_assets.errors import UnknownName
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.version import VersionLog, VersionRow
@@ -44,12 +45,23 @@ class Subscription:
     name: str
     product: ProductName
     table: str
-    changes_uri: str
-    current_uri: str
+    layout: Layout
     key: Mapping[str, str] | None = field(default=None, hash=False)
     through: Through | None = None
     exact: tuple[str, ...] = ()
     restricted: frozenset[str] = frozenset()
+
+    def changes_uri(self, row: VersionRow | None) -> str:
+        """The input's change log as of one of its versions."""
+        return self._uri(CHANGES, row)
+
+    def current_uri(self, row: VersionRow | None) -> str:
+        """The input's current table as of one of its versions."""
+        return self._uri(CURRENT, row)
+
+    def _uri(self, kind: str, row: VersionRow | None) -> str:
+        generation = row.generation(self.table) if row else 1
+        return self.layout.table(self.product, kind, self.table, generation)
 
     def schema(self, columns: Mapping[str, pl.DataType]) -> pl.Schema:
         """What the transform gets of it, if its table has these columns."""
@@ -67,7 +79,6 @@ class DerivePlan:
     Attributes:
         product: its contract and definition.
         inputs: what it is made of.
-        targets: its own tables.
         code_hash: of transform and inputs, as they were when the plan was made.
         contract_files: contracts and definitions of the domain and of those that it reads from, and the
             product's transform, with the fingerprint of each, to notice a change cheaply.
@@ -79,7 +90,6 @@ class DerivePlan:
     product: Product
     layout: Layout
     inputs: tuple[Subscription, ...]
-    targets: tuple[Target, ...]
     code_hash: str
     contract_files: Mapping[Path, str] = field(hash=False)
     readers: Readers = field(default_factory=dict, hash=False)
@@ -123,6 +133,27 @@ class DerivePlan:
         """What one run of the transform may take."""
         return self.product.definition.limits
 
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """Its own tables, where their rows go under this contract; looks into the lake once."""
+        layout, name, last = self.layout, self.name, VersionLog(self.versions_uri).latest()
+        found = []
+        for table in self.product.contract.tables:
+            generation = generation_of(layout, self.product, table, last)
+            found.append(
+                Target(
+                    name,
+                    table.name,
+                    "",
+                    table.key,
+                    layout.table(name, CHANGES, table.name, generation),
+                    layout.table(name, CURRENT, table.name, generation),
+                    table,
+                    generation,
+                )
+            )
+        return tuple(found)
+
     @property
     def versions_uri(self) -> str:
         """Its version log."""
@@ -140,6 +171,7 @@ class DerivePlan:
         Those that every input's key path leads to and every table's key has, in the first table's order.
         """
         named = {one.name: one for one in self.inputs}
+        keys = [table.key for table in self.product.contract.tables]
 
         def reached(one: Subscription) -> set[str]:
             if one.key is not None:
@@ -149,8 +181,8 @@ class DerivePlan:
         paths = [reached(one) for one in self.inputs]
         return tuple(
             name
-            for name in self.targets[0].key
-            if all(name in path for path in paths) and all(name in target.key for target in self.targets)
+            for name in keys[0]
+            if all(name in path for path in paths) and all(name in key for key in keys)
         )
 
     def contracts_changed(self) -> bool:
@@ -246,8 +278,7 @@ def derive_plan(settings: Settings, discovery: Discovery, name: ProductName) -> 
             one.name,
             one.product,
             one.table,
-            layout.table(one.product, CHANGES, one.table),
-            layout.table(one.product, CURRENT, one.table),
+            layout,
             one.key,
             one.through,
             one.exact,
@@ -255,23 +286,10 @@ def derive_plan(settings: Settings, discovery: Discovery, name: ProductName) -> 
         )
         for one in product.definition.inputs
     )
-    targets = tuple(
-        Target(
-            name,
-            table.name,
-            "",
-            table.key,
-            layout.table(name, CHANGES, table.name),
-            layout.table(name, CURRENT, table.name),
-            table,
-        )
-        for table in product.contract.tables
-    )
     return DerivePlan(
         product,
         layout,
         inputs,
-        targets,
         product.code_hash,
         _files(product),
         table_readers(discovery, name),

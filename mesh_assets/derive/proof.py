@@ -21,8 +21,8 @@ from mesh_assets.contract.definition import EXACT_SUFFIX
 from mesh_assets.contract.model import ColumnContract, TableContract
 from mesh_assets.derive.affected import Paths
 from mesh_assets.derive.difference import same_rows
+from mesh_assets.derive.generation import row_schema
 from mesh_assets.derive.plan import DerivePlan
-from mesh_assets.derive.table import row_schema
 from mesh_assets.derive.transform import Transformer
 from mesh_assets.lake.shape import Shape, polars_schema
 from mesh_assets.lake.view import chosen
@@ -91,7 +91,7 @@ def disprove(
     chance = random.Random(seed)
     rows = {one.name: _made_up(tables[one.name], one.exact, chance, row_count) for one in plan.inputs}
     shapes = {
-        target.table: Shape(polars_schema(row_schema(plan, target.contract)), target.key)
+        target.table: Shape(polars_schema(row_schema(plan.product, target.contract)), target.key)
         for target in plan.targets
         if target.contract is not None
     }

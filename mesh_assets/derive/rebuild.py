@@ -21,6 +21,7 @@ from mesh_assets.derive.derivation import Derivation, Heads
 from mesh_assets.derive.difference import differences
 from mesh_assets.derive.lineage import DeriveLineage
 from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.secrecy import concealed
 from mesh_assets.derive.transform import Transformer
 from mesh_assets.errors import CommitConflict, Fenced, TableMissing
 from mesh_assets.lake.checksum import row_hash
@@ -241,6 +242,7 @@ def _again(plan: DerivePlan, *, dry_run: bool, tell: Callable[[str], None]) -> R
         DeriveLineage([plan], str(uuid.uuid4()), tell) as lineage,
         Transformer(plan.home) as transformer,
         lineage.product(plan.name),
+        concealed(plan),
     ):
         for attempt in range(_ATTEMPTS):
             derivation = Derivation(
@@ -252,11 +254,15 @@ def _again(plan: DerivePlan, *, dry_run: bool, tell: Callable[[str], None]) -> R
             )
             derivation.open()
             try:
-                return _held_against(plan, derivation, lineage, dry_run=dry_run, tell=tell)
+                rebuilt = _held_against(plan, derivation, lineage, dry_run=dry_run, tell=tell)
             except Fenced:
                 # A shift has written meanwhile: what stands is another.
                 if attempt == _ATTEMPTS - 1:
                     raise
+                continue
+            for text in transformer.messages:
+                tell(text)
+            return rebuilt
     raise AssertionError("not reached")
 
 
@@ -326,10 +332,17 @@ def derived_parity(plan: DerivePlan, table: str) -> ParityResult:
         TransformError: if its function fails.
     """
     started = time.monotonic()
-    with Transformer(plan.home) as transformer:
-        if not Table.exists(plan.versions_uri):
+    with concealed(plan), Transformer(plan.home) as transformer:
+        held = VersionLog(plan.versions_uri).latest()
+        if held is None:
             raise TableMissing(
                 f"{plan.name} was not derived yet",
+                hint="start the mesh with `mesh up`, or materialize the product in Dagster",
+            )
+        if any(held.generation(target.table) != target.generation for target in plan.targets):
+            raise TableMissing(
+                f"{plan.name} was not derived yet under its contract as it is now, which gives columns "
+                "other types or a table another key",
                 hint="start the mesh with `mesh up`, or materialize the product in Dagster",
             )
         derivation = Derivation(plan, "parity", transformer)

@@ -27,6 +27,7 @@ from mesh_assets.derive.claim import claim
 from mesh_assets.derive.derivation import Derivation, Heads, Step
 from mesh_assets.derive.lineage import DeriveLineage
 from mesh_assets.derive.plan import DerivePlan
+from mesh_assets.derive.secrecy import concealed
 from mesh_assets.derive.transform import Cancelled, Transformer
 from mesh_assets.errors import Fenced, MeshError, StorageFull
 from mesh_assets.lake.layout import ensure_layout
@@ -319,7 +320,7 @@ class DeriveShift:
             self.observer.fold(report)
         for checked in self._checker.reports():
             self.observer.checked(checked)
-        told = (self._housekeeper, self._checker, self._releaser, self._publisher)
+        told = (self._housekeeper, self._checker, self._releaser, self._publisher, self._transformer)
         for messages in (one.messages for one in told):
             while messages:
                 self.observer.message(messages.pop(0))
@@ -368,7 +369,7 @@ class DeriveShift:
         plan, lineage = course.plan, self._lineage
         # Lineage looks into the transform, too: not in the thread that all wait for.
         try:
-            with lineage.product(plan.name):
+            with lineage.product(plan.name, heads), concealed(plan):
                 if course.derivation is None:
                     course.derivation = self._opened(course)
                 if course.derivation.due(heads) is None:
@@ -570,7 +571,7 @@ class DeriveShift:
         wanted = tables or tuple(target.table for target in course.plan.targets)
         step = None
         try:
-            with self._lineage.product(course.plan.name):
+            with self._lineage.product(course.plan.name), concealed(course.plan):
                 if course.derivation is None:
                     course.derivation = self._opened(course)
                 done = {table: course.derivation.replay(table) for table in wanted}

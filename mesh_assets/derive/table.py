@@ -11,11 +11,11 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from mesh_assets.contract.arrow import arrow_type
 from mesh_assets.contract.document import display
 from mesh_assets.contract.model import TableContract
 from mesh_assets.derive.difference import Stamp, change_frame, differences
 from mesh_assets.derive.exact import Doubts, stored_texts, texts_given, widened, with_texts
+from mesh_assets.derive.generation import fits, last_seq, row_schema
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.errors import ContractError
 from mesh_assets.lake.log import Appended, ChangeLog
@@ -23,6 +23,7 @@ from mesh_assets.lake.quarantine import images, last_rows, open_rows
 from mesh_assets.lake.shape import Shape
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
+from mesh_assets.lake.version import VersionRow
 from mesh_assets.lake.view import Reader, View, chosen
 from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.gating import Guard
@@ -58,20 +59,34 @@ class OwnTable:
     doubts: Doubts = field(default_factory=Doubts)
 
     @classmethod
-    def open(cls, plan: DerivePlan, target: Target, gate: Gate | None) -> OwnTable:
+    def open(cls, plan: DerivePlan, target: Target, gate: Gate | None, last: VersionRow | None) -> OwnTable:
         """Open the table's log, or create it; columns that the contract has gained are added.
 
+        Args:
+            plan: of the product.
+            target: the table, in the generation that its contract asks for.
+            gate: its blocking rules.
+            last: the product's newest version.
+
         Raises:
-            ContractError: if it cannot take the shape that the contract has by now.
+            ContractError: if the log cannot take what the contract promises.
         """
         contract = target.contract
         assert contract is not None  # A derived table has one.
-        schema = row_schema(plan, contract)
+        schema = row_schema(plan.product, contract)
         if not Table.exists(target.changes_uri):
-            log = ChangeLog.create(target.changes_uri, schema, target.key)
+            later = target.generation > (last.generation(target.table) if last else 1)
+            after = last_seq(last, target.table) if later else -1
+            log = ChangeLog.create(target.changes_uri, schema, target.key, after=after)
         else:
             log = ChangeLog.open(target.changes_uri)
-            _require_same(plan, contract, log, schema)
+            if not fits(log, contract, schema):
+                # Its generation was chosen when the plan was made.
+                raise ContractError(
+                    f"the log of {plan.name}.{target.table} has come to other columns or another key "
+                    f"meanwhile, under another contract than {display(plan.product.contract.path)}",
+                    hint="begin anew: the next shift goes by the contract as it is then",
+                )
             log.add_columns([one for one in schema if one.name not in log.row_schema.names])
         kinds = shape_of(log).columns
         promised = pl.Schema({name: kinds[name] for name in log.row_schema.names if name in schema.names})
@@ -232,40 +247,3 @@ class OwnTable:
             transactions={**{f"{name}/lsn": version for name, version in versions.items()}, **transactions},
             empty=empty,
         )
-
-
-def row_schema(plan: DerivePlan, table: TableContract) -> pa.Schema:
-    """The columns of one of a product's tables, in the types that its contract gives them.
-
-    Raises:
-        ContractError: if a column's type is not known.
-    """
-    fields = []
-    for column in table.columns:
-        kind = arrow_type(column)
-        if kind is None:
-            raise ContractError(
-                f"{display(plan.product.contract.path)}:{column.line}: column {column.name!r} of "
-                f"{table.name!r} does not say how it is stored",
-                hint="add physicalType, for example bigint, numeric(14,2), text or timestamptz",
-            )
-        fields.append(pa.field(column.name, kind))
-    return pa.schema(fields)
-
-
-def _require_same(plan: DerivePlan, contract: TableContract, log: ChangeLog, schema: pa.Schema) -> None:
-    path = display(plan.product.contract.path)
-    if log.key != contract.key:
-        raise ContractError(
-            f"{path}:{contract.line}: the key of {contract.name!r} is now {', '.join(contract.key)}, "
-            f"its log is keyed by {', '.join(log.key)}",
-            hint="another key is another table: give it another name, or the product another version",
-        )
-    held = log.row_schema
-    for one in schema:
-        if one.name in held.names and held.field(one.name).type != one.type:
-            raise ContractError(
-                f"{path}:{contract.column(one.name).line}: column {one.name!r} of {contract.name!r} is "
-                f"now {one.type}, its log holds {held.field(one.name).type}",
-                hint="what is logged keeps its type: add a column of another name",
-            )

@@ -7,6 +7,7 @@ that never ends or eats memory is ended; the line at which it was is part of the
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -32,19 +33,22 @@ from mesh_assets.derive import child
 from mesh_assets.derive.claim import private
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.reading import columns_read
-from mesh_assets.derive.scratch import Scratch
+from mesh_assets.derive.secrecy import Prints, forget_error, keep_error, secretive
 from mesh_assets.errors import TransformError
-from mesh_assets.lake.access import Principal
+from mesh_assets.lake.scratch import Scratch
 from mesh_assets.lake.shape import Shape
-from mesh_assets.quality.concealment import restricted
+from mesh_assets.quality.concealment import MORE, restricted
 
 _LOOK_SECONDS = 0.02
 _START_SECONDS = 60.0
 _DUMP_SECONDS = 0.5
+_END_SECONDS = 5.0
 _RETIRE_BYTES = 400 << 20
 """A child that holds more than this after a run gives it back by ending."""
 _MEBIBYTE = 1 << 20
-_ERRORS = "errors"
+_SCRATCH = "scratch"
+_REQUEST = "request"
+_SAID = "said.txt"
 
 
 class Cancelled(Exception):
@@ -78,6 +82,7 @@ class _Child:
     def start(cls, folder: Path) -> _Child:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
+        requests, replies = Connection(ours_out, readable=False), Connection(ours_in, writable=False)
         handle, dump = tempfile.mkstemp(prefix="stack-", dir=folder)
         os.close(handle)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -91,16 +96,28 @@ class _Child:
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
-        return cls(
-            process, Connection(ours_out, readable=False), Connection(ours_in, writable=False), Path(dump)
-        )
+        return cls(process, requests, replies, Path(dump))
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            # Longer only if the system itself is stuck, on a disk that does not answer for example.
+            self.process.wait(_END_SECONDS)
         self.requests.close()
         self.replies.close()
         self.dump.unlink(missing_ok=True)
+
+    def answered(self) -> bool:
+        """Wait a moment for an answer, or for there being none any more."""
+        # A process that the transform started may keep the pipe open beyond the end of its own.
+        return self.replies.poll(_LOOK_SECONDS) or self.process.poll() is not None
+
+    def reply(self) -> dict[str, Any] | None:
+        """The answer; None if there will be none."""
+        with suppress(EOFError, OSError):
+            if self.replies.poll():
+                return dict(self.replies.recv())
+        return None
 
     def memory(self) -> int:
         """Bytes that only this process has, files that it reads not counted."""
@@ -131,16 +148,15 @@ class Transformer:
     """Runs transforms, several at a time if asked from several threads.
 
     Args:
-        home: the installation's folder for derive shifts: what transforms give lies there, and what
-            an error says that may quote values of restricted columns.
+        home: the installation's folder for derive shifts: what transforms give lies there.
         cancelled: asked while one runs: whether to give it up.
     """
 
     def __init__(self, home: Path, cancelled: Callable[[], bool] | None = None) -> None:
         self._cancelled = cancelled or (lambda: False)
-        self._scratch = Scratch(home)
+        self._scratch = Scratch("transform", private(private(home) / _SCRATCH))
         self._folder = self._scratch.folder
-        self._errors = home / _ERRORS
+        self._prints = Prints()
         self._idle: list[_Child] = []
         self._lock = Lock()
 
@@ -151,6 +167,11 @@ class Transformer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def messages(self) -> list[str]:
+        """What somebody should know of the runs so far; to be emptied by who tells it."""
+        return self._prints.messages
 
     def warm(self) -> None:
         """Start a process beforehand, so that it has imported what it needs when it is asked."""
@@ -185,8 +206,9 @@ class Transformer:
             Cancelled: if the shift was told to end.
         """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
+        said = folder / _SAID if secretive(plan) else None
         try:
-            request = {
+            asked = {
                 "path": str(plan.transform),
                 "inputs": {name: _packed(frame) for name, frame in inputs.items()},
                 "tables": {
@@ -195,9 +217,17 @@ class Transformer:
                 },
                 "region": region,
                 "folder": str(folder),
+                "said": None if said is None else str(said),
             }
+            # Not through the pipe: more than fits is written only as fast as the process reads.
+            request = folder / _REQUEST
+            request.write_bytes(pickle.dumps(asked))
             started = time.monotonic()
-            self._ask(plan, request, inputs)
+            try:
+                self._ask(plan, request, inputs)
+            finally:
+                if said is not None:
+                    self._prints.keep(plan, said)
             frames = {}
             for table, shape in shapes.items():
                 frames[table] = pl.scan_ipc(folder / f"{table}.arrow")
@@ -206,7 +236,7 @@ class Transformer:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _ask(self, plan: DerivePlan, request: Mapping[str, Any], inputs: Mapping[str, pl.LazyFrame]) -> None:
+    def _ask(self, plan: DerivePlan, request: Path, inputs: Mapping[str, pl.LazyFrame]) -> None:
         worker = self._take()
         try:
             reply = self._await(plan, worker, request)
@@ -218,17 +248,13 @@ class Transformer:
         else:
             with self._lock:
                 self._idle.append(worker)
-        file = self._errors / f"{plan.name}.txt"
         if "error" not in reply:
-            file.unlink(missing_ok=True)
+            forget_error(plan)
             return
         error, hint = reply["error"], reply.get("hint", "")
         if "bare" in reply and _reads_restricted(plan, inputs):
-            private(self._errors)
-            file.touch(mode=0o600)
-            file.write_text(error + "\n")
-            error = f"{reply['bare']} (more is not told: it may quote values of restricted columns)"
-            hint = f"the whole text is in {file}, which only {Principal.local().name} can read"
+            hint = keep_error(plan, f"{error}\n")
+            error = f"{reply['bare']} ({MORE})"
         raise TransformError(f"{display(plan.transform)}:{reply['line']}: {plan.name}: {error}", hint=hint)
 
     def _take(self) -> _Child:
@@ -240,21 +266,13 @@ class Transformer:
                 waiting.close()
         return _Child.start(self._folder)
 
-    def _await(self, plan: DerivePlan, worker: _Child, request: Mapping[str, Any]) -> dict[str, Any]:
-        limits = plan.limits
+    def _await(self, plan: DerivePlan, worker: _Child, request: Path) -> dict[str, Any]:
         if not worker.loaded:
-            try:
-                if not worker.replies.poll(_START_SECONDS) or "ready" not in worker.replies.recv():
-                    raise EOFError
-            except (EOFError, OSError):
-                raise TransformError(
-                    f"{plan.name}: no process could be started for its transform",
-                    hint="memory may have run out; it is tried again",
-                ) from None
-            worker.loaded = True
-        worker.requests.send(request)
+            self._load(plan, worker)
+        worker.requests.send(str(request))
+        limits = plan.limits
         deadline = time.monotonic() + limits.max_seconds
-        while not worker.replies.poll(_LOOK_SECONDS):
+        while not worker.answered():
             if self._cancelled():
                 raise Cancelled
             if (held := worker.memory()) > limits.max_memory_bytes:
@@ -272,12 +290,35 @@ class Transformer:
                     f"it did not finish within {limits.max_seconds:g} s and was ended",
                     "let polars do the loop, or raise limits.max_seconds in defs.yaml",
                 )
-        reply: dict[str, Any] | None = None
-        with suppress(EOFError):
-            reply = worker.replies.recv()
-        if reply is not None:
-            return reply
-        code = worker.process.wait()
+        reply = worker.reply()
+        if reply is None:
+            raise self._died(plan, worker)
+        return reply
+
+    def _load(self, plan: DerivePlan, worker: _Child) -> None:
+        """Wait until a new process has imported what it needs."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not (answered := worker.answered()) and time.monotonic() < deadline:
+            if self._cancelled():
+                raise Cancelled
+        if not answered or worker.reply() is None:
+            raise TransformError(
+                f"{plan.name}: no process could be started for its transform",
+                hint="memory may have run out, or the machine has too much to do; it is tried again",
+            ) from EOFError()
+        worker.loaded = True
+
+    def _died(self, plan: DerivePlan, worker: _Child) -> TransformError:
+        """Why a process answers no more."""
+        try:
+            code = worker.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return self._ended(
+                plan,
+                worker,
+                "it closed the pipe through which its process answers, and was ended",
+                "a transform may close only files that it has opened",
+            )
         how = f"by signal {-code}" if code < 0 else f"with code {code}"
         died = TransformError(
             f"{display(plan.transform)}:1: {plan.name}: its process ended {how}",
@@ -285,8 +326,8 @@ class Transformer:
         )
         if code == -signal.SIGKILL:
             # Killed from outside: the same attempt may well succeed.
-            raise died from EOFError()
-        raise died
+            died.__cause__ = EOFError()
+        return died
 
     def _ended(self, plan: DerivePlan, worker: _Child, what: str, hint: str) -> TransformError:
         line = worker.line(plan.transform) or _first_line(plan.transform)

@@ -2,6 +2,7 @@
 
 Write path, bottom up:
 
+- ``lock``, ``scratch`` — what is held, or put aside, while a process lives.
 - ``storage`` — bytes on a local disk (written, then forced to it) or in an object store.
 - ``file`` — one Parquet file: how it is written, and the statistics Delta keeps of it.
 - ``commit`` — the files of a Delta log, and what one commit says.

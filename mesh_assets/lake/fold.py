@@ -97,7 +97,7 @@ def fold(
     """
     started, cpu_started = time.monotonic(), time.process_time()
     failpoint.reach("fold.before")
-    after = current.refresh()
+    after = max(current.refresh(), log.after)
     if upto > log.seq:
         raise AsOfRefused(f"{log.table.uri} ends at _seq {log.seq} and cannot be folded up to {upto}")
     work = _Work(log, current, upto, file_rows=file_rows, work_bytes=work_bytes)
@@ -169,12 +169,13 @@ class _Work:
         self.current.table.add_columns([*self.log.row_schema])
         self.folded = self.current.folded
         self.files = self.current.table.files()
-        tail = Tail(self.log, shape, self.folded, self.upto, self.current.held)
+        after = max(self.folded, self.log.after)
+        tail = Tail(self.log, shape, after, self.upto, self.current.held)
         self.seen = survey(tail)
         self.cut = self.seen.cut
         unheld = tail.held > tail.after and not self.seen.rejected
         self.held = self.upto + 1 if unheld else tail.still_held(self.cut)
-        self.tail = Tail(self.log, shape, self.folded if self.cut is None else self.cut, self.upto, tail.held)
+        self.tail = Tail(self.log, shape, after if self.cut is None else self.cut, self.upto, tail.held)
         if self.cut is not None:
             self.removed.extend(self.files)
         if shape.key:

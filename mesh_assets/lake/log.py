@@ -1,7 +1,8 @@
 """The change log of one table: append-only, the truth from which everything else is folded.
 
 Each row is one change: the table's physical columns (the image after the change; the old key of a
-delete) and the columns of :data:`CHANGE_FIELDS`. ``_seq`` is dense from 0, assigned at append.
+delete) and the columns of :data:`CHANGE_FIELDS`. ``_seq`` is dense from 0, assigned at append; a log
+that takes the place of another, with other columns, counts on from where that one ends.
 
 Exactly once: the source position that a batch reaches is committed *with* the batch, as app
 transactions ``seq``, ``<source>/lsn`` and ``<source>/ordinal``. Before each append the table must
@@ -28,6 +29,7 @@ SEQ = "_seq"
 BEFORE = "_before"
 REJECTED = "rejected"
 """App transaction: the last ``_seq`` that was rejected; absent where nothing ever was."""
+_AFTER = "after"
 _MOMENT = pa.timestamp("us", tz="UTC")
 
 CHANGE_FIELDS: tuple[pa.Field[Any], ...] = (
@@ -78,11 +80,13 @@ class ChangeLog:
     Attributes:
         table: the Delta table below.
         key: the names of the key columns (may be empty).
+        after: the ``_seq`` before the first that it holds; -1 unless it took another log's place.
     """
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.key: tuple[str, ...] = tuple(json.loads(table.property("key") or "[]"))
+        self.after = int(table.property(_AFTER) or "-1")
         self._seq = self._held_seq()
         # The positions this writer left: another one there means that somebody else appended.
         self._left: dict[str, tuple[int, int] | None] = {}
@@ -103,10 +107,19 @@ class ChangeLog:
         row_schema: pa.Schema,
         key: Sequence[str],
         *,
+        after: int = -1,
         name: str | None = None,
         description: str | None = None,
     ) -> ChangeLog:
         """Create an empty log over a table with these columns and key.
+
+        Args:
+            uri: where.
+            row_schema: the row's own columns.
+            key: the names of the key columns (may be empty).
+            after: the last ``_seq`` of the log in whose place it comes.
+            name: the table's name in its metadata.
+            description: the table's description in its metadata.
 
         Raises:
             LakeError: if a column's name starts with an underscore, a key column is not among the
@@ -124,7 +137,8 @@ class ChangeLog:
             order=SEQ,
             name=name,
             description=description,
-            properties={"key": json.dumps(list(key))},
+            properties={"key": json.dumps(list(key))} | ({_AFTER: str(after)} if after >= 0 else {}),
+            transactions={"seq": after} if after >= 0 else {},
         )
         return cls(table)
 
@@ -135,7 +149,7 @@ class ChangeLog:
 
     @property
     def seq(self) -> int:
-        """The last ``_seq`` in the log at this handle's version; -1 while it is empty."""
+        """The last ``_seq`` in the log at this handle's version; :attr:`after` while it is empty."""
         return self._seq
 
     @property

@@ -93,12 +93,12 @@ def pin(log: ChangeLog, current: Current | None, cut: int, access: Access | None
     Raises:
         AsOfRefused: if the log does not reach ``cut``.
     """
-    if not -1 <= cut <= log.seq:
-        raise AsOfRefused(f"{log.table.uri} holds changes 0 to {log.seq}, not {cut}")
+    if not log.after <= cut <= log.seq:
+        raise AsOfRefused(f"{log.table.uri} holds changes {log.after + 1} to {log.seq}, not {cut}")
     shape = shape_of(log)
     base = current if current is not None and -1 < current.folded <= cut else None
     files = () if base is None else tuple(base.table.files())
-    after, held = (-1, 0) if base is None else (base.folded, base.held)
+    after, held = (log.after, 0) if base is None else (base.folded, base.held)
     tail = Tail(log, shape, after, cut, held)
     access = access or Access()
     if not shape.key:
@@ -147,6 +147,7 @@ def fresh(
     cut: int | None = None,
     *,
     principal: Principal,
+    generation: int = 1,
     meta: bool = False,
 ) -> pl.LazyFrame:
     """The rows of a product's table at a cut (by default: with every change in the log).
@@ -154,6 +155,7 @@ def fresh(
     Args:
         cut: the ``_seq`` of a product version; None is not transaction-consistent over several tables.
         principal: who asks.
+        generation: in which the table lies at that version.
         meta: with ``_seq``, ``_position``, ``_ordinal``, ``_committed_at``, ``_exact`` of each row.
 
     Returns:
@@ -164,7 +166,8 @@ def fresh(
         AsOfRefused: if the log does not reach ``cut``.
     """
     access = authorise(principal, name, table)
-    pinned = open_pinned(layout.table(name, CHANGES, table), layout.table(name, CURRENT, table), cut, access)
+    changes_uri = layout.table(name, CHANGES, table, generation)
+    pinned = open_pinned(changes_uri, layout.table(name, CURRENT, table, generation), cut, access)
     return pinned.frame(meta=meta)
 
 
@@ -175,13 +178,14 @@ def as_of(
     cut: int,
     *,
     principal: Principal,
+    generation: int = 1,
     meta: bool = False,
 ) -> pl.LazyFrame:
     """The rows at any past cut; one older than the last fold is answered by the log alone.
 
     Arguments, result and errors as for :func:`fresh`.
     """
-    return fresh(layout, name, table, cut, principal=principal, meta=meta)
+    return fresh(layout, name, table, cut, principal=principal, generation=generation, meta=meta)
 
 
 def changes_of(
@@ -191,6 +195,7 @@ def changes_of(
     key: Mapping[str, Any],
     *,
     principal: Principal,
+    generation: int = 1,
     cut: int | None = None,
 ) -> pl.DataFrame:
     """Every change of one key in ``_seq`` order, rejected ones included.
@@ -201,6 +206,7 @@ def changes_of(
     Args:
         key: a value for each key column, or a text that stands for one (such as ``"42"``, ``"infinity"``).
         principal: who asks.
+        generation: of the log that is asked.
         cut: leave out changes beyond this ``_seq``.
 
     Raises:
@@ -209,7 +215,7 @@ def changes_of(
             table has no key.
     """
     access = authorise(principal, name, table)
-    log = ChangeLog.open(layout.table(name, CHANGES, table))
+    log = ChangeLog.open(layout.table(name, CHANGES, table, generation))
     shape = shape_of(log)
     if not shape.key or set(key) != set(shape.key):
         raise UnknownName(

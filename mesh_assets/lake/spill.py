@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from mesh_assets.lake.scratch import Scratch
 from mesh_assets.lake.shape import Shape
 from mesh_assets.lake.span import route
 
@@ -44,8 +44,7 @@ def spilled(shape: Shape, batches: Iterable[pl.DataFrame], lows: pl.DataFrame) -
     The files lie in the system's folder for temporary files and go with the block.
     """
     like = pl.DataFrame()
-    with tempfile.TemporaryDirectory(prefix="mesh-fold-") as name:
-        folder = Path(name)
+    with Scratch("fold") as folder:
         for batch in batches:
             like = batch.clear()
             numbered = batch.with_columns(_span=route(shape, batch, lows))

@@ -100,6 +100,7 @@ class Table:
         name: str | None = None,
         description: str | None = None,
         properties: Mapping[str, str] | None = None,
+        transactions: Mapping[str, int] | None = None,
     ) -> Table:
         """Create an empty table, durably.
 
@@ -112,6 +113,7 @@ class Table:
             name: the table's name in its metadata.
             description: the table's description in its metadata.
             properties: own properties, kept in the metadata, read back by :meth:`property`.
+            transactions: app transactions that the table begins with.
 
         Raises:
             LakeError: if the table exists already.
@@ -140,7 +142,10 @@ class Table:
                 description=description,
                 configuration=configuration,
                 raise_if_key_not_exists=False,
-                commit_properties=CommitProperties(custom_metadata=signed(None)),
+                commit_properties=CommitProperties(
+                    custom_metadata=signed(None),
+                    app_transactions=[Transaction(name, at) for name, at in (transactions or {}).items()],
+                ),
                 post_commithook_properties=_NO_HOOKS,
             )
         storage.force([commit_path(0), LOG_FOLDER])

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,6 +56,7 @@ _SCHEMA = pa.schema(
         ("created_at", _MOMENT),
         ("previous_hash", pa.string()),
         ("hash", pa.string()),
+        ("generations", _COUNTS),
     ]
 )
 
@@ -85,7 +87,8 @@ class VersionRow:
         committed_at: the running maximum of the changes' commit times.
         created_at: when the row was written.
         previous_hash: the hash of the version before; empty for the first.
-        hash: sha256 over the canonical JSON of all other fields.
+        hash: sha256 over the canonical JSON of all other fields (``generations`` only if it has any).
+        generations: of the tables that lie in another than the first (:meth:`Layout.table`).
     """
 
     version: int
@@ -101,11 +104,16 @@ class VersionRow:
     created_at: datetime
     previous_hash: str = ""
     hash: str = ""
+    generations: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lsn(self) -> int | None:
         """The commit LSN it reaches, if it has exactly one input."""
         return next(iter(self.positions.values())).lsn if len(self.positions) == 1 else None
+
+    def generation(self, table: str) -> int:
+        """In which generation a table lies."""
+        return self.generations.get(table, 1)
 
     def digest(self) -> str:
         """What ``hash`` must be."""
@@ -122,6 +130,7 @@ class VersionRow:
             "committed_at": _text(self.committed_at),
             "created_at": _text(self.created_at),
             "previous_hash": self.previous_hash,
+            **({"generations": dict(self.generations)} if self.generations else {}),
         }
         canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -136,12 +145,18 @@ class Cut:
         tables: the last ``_seq`` included, per table; -1 for none.
         lsn: the highest commit LSN included, if the product has exactly one input.
         committed_at: the running maximum of commit times.
+        generations: of the tables that lie in another than the first.
     """
 
     version: int | None
     tables: Mapping[str, int]
     lsn: int | None
     committed_at: datetime
+    generations: Mapping[str, int] = field(default_factory=dict)
+
+    def generation(self, table: str) -> int:
+        """In which generation a table lies."""
+        return self.generations.get(table, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +235,7 @@ class VersionLog:
         committed_at: datetime | None,
         parents: Mapping[str, int] | None = None,
         created_at: datetime | None = None,
+        generations: Mapping[str, int] | None = None,
     ) -> VersionRow:
         """Append the next version, durably.
 
@@ -235,18 +251,22 @@ class VersionLog:
                 version before has is raised to that, and None means that there are none.
             parents: versions of the input products.
             created_at: now, unless a test says otherwise.
+            generations: in which each table lies; the first where nothing is said.
 
         Raises:
             Fenced: if another writer has appended a version.
-            LakeError: if a table's ``_seq`` is below that of the version before.
+            LakeError: if a table's ``_seq`` or generation is below that of the version before.
             StorageFull: if the disk is full.
         """
         previous = self.latest()
         created = _zoned(created_at or datetime.now(UTC))
+        later = {table: number for table, number in (generations or {}).items() if number > 1}
         reached = _zoned(committed_at) if committed_at is not None else None
         if previous is not None:
             if back := [t for t, seq in previous.tables.items() if tables.get(t, seq) < seq]:
                 raise LakeError(f"{self.records.uri}: tables {back} go back behind the version before")
+            if older := [t for t in tables if later.get(t, 1) < previous.generation(t)]:
+                raise LakeError(f"{self.records.uri}: tables {older} go back to an earlier generation")
             reached = max(previous.committed_at, reached or previous.committed_at)
         draft = VersionRow(
             version=self.records.number + 1,
@@ -261,6 +281,7 @@ class VersionLog:
             committed_at=reached or created,
             created_at=created,
             previous_hash=previous.hash if previous else "",
+            generations=later,
         )
         row = _sealed(draft)
         self.records.append(_record(row))
@@ -284,11 +305,30 @@ class VersionLog:
         """Versions by number, inclusive, in order."""
         return [_row(record) for record in self.records.between(first, last)]
 
+    def generations(self, table: str, upto: Cut | VersionRow) -> list[tuple[int, int]]:
+        """The generations of a table up to a cut, oldest first, each with the last ``_seq`` that counts."""
+        last = self.latest()
+        number = upto.version or (last.version if last else 0)
+        found = [(upto.generation(table), upto.tables.get(table, -1))]
+        while found[0][0] > 1:
+            number = bisect_left(
+                range(1, number + 1), found[0][0], key=lambda version: self._generation(version, table)
+            )
+            row = self.at(number)
+            if row is None:
+                break
+            found.insert(0, (row.generation(table), row.tables.get(table, -1)))
+        return found
+
+    def _generation(self, version: int, table: str) -> int:
+        row = self.at(version)
+        return row.generation(table) if row else 1
+
     def resolve(
         self,
         as_of: AsOf | None,
         *,
-        log: Callable[[str], ChangeLog],
+        log: Callable[[str, int], ChangeLog],
         horizon: Horizon | None = None,
     ) -> Cut:
         """The cut that a version, a moment or a position means.
@@ -299,8 +339,8 @@ class VersionLog:
 
         Args:
             as_of: what was asked for.
-            log: opens the change log of a table by the name it has in ``tables``; called only for
-                the tables that changed around the moment asked for.
+            log: opens the change log of a table by the name it has in ``tables``, and its generation;
+                called only for the tables that changed around the moment asked for.
             horizon: what the ledger has observed beyond the newest version.
 
         Raises:
@@ -331,7 +371,7 @@ class VersionLog:
         latest: VersionRow,
         column: str,
         value: datetime | Lsn,
-        log: Callable[[str], ChangeLog],
+        log: Callable[[str, int], ChangeLog],
         horizon: Horizon | None,
     ) -> Cut:
         """The cut for a bound on ``committed_at`` or ``lsn``, looking only between two versions."""
@@ -339,26 +379,26 @@ class VersionLog:
         if found is None:
             raise self._refused(column, value, latest, horizon)
         below = _row(found)
-        if below.version < latest.version:
-            after = self.at(below.version + 1)
-            assert after is not None  # Versions are dense.
-            upper = dict(after.tables)
-        else:
-            upper = dict(latest.tables)
-            if value > found[column]:
-                if horizon is None or value > _reach(horizon, column):
-                    raise self._refused(column, value, latest, horizon)
-                for table, seq in horizon.tables.items():
-                    upper[table] = max(seq, upper.get(table, -1))
+        after = self.at(below.version + 1) if below.version < latest.version else latest
+        assert after is not None  # Versions are dense.
+        upper = dict(after.tables)
+        if below.version == latest.version and value > found[column]:
+            if horizon is None or value > _reach(horizon, column):
+                raise self._refused(column, value, latest, horizon)
+            for table, seq in horizon.tables.items():
+                upper[table] = max(seq, upper.get(table, -1))
         lower = {table: below.tables.get(table, -1) for table in upper}
         rows = [
-            _coordinates(log(table), lower[table], seq).with_columns(table=pl.lit(table))
+            _coordinates(log(table, after.generation(table)), lower[table], seq).with_columns(
+                table=pl.lit(table)
+            )
             for table, seq in upper.items()
             if seq > lower[table]
         ]
         if not rows:
             return _cut(below)
-        return _narrowed(below, upper, pl.concat(rows), value)
+        # A table's next generation comes with one version, all at one moment: as a whole or not at all.
+        return _narrowed(below, after, upper, pl.concat(rows), value)
 
     def _refused(
         self, column: str, value: datetime | Lsn, latest: VersionRow, horizon: Horizon | None
@@ -381,7 +421,9 @@ def _coordinates(log: ChangeLog, after: int, upto: int) -> pl.DataFrame:
     return log.scan(after, upto, columns).collect()
 
 
-def _narrowed(below: VersionRow, upper: Mapping[str, int], rows: pl.DataFrame, value: datetime | Lsn) -> Cut:
+def _narrowed(
+    below: VersionRow, after: VersionRow, upper: Mapping[str, int], rows: pl.DataFrame, value: datetime | Lsn
+) -> Cut:
     """Cut the rows between two versions before the first position that lies beyond ``value``."""
     if isinstance(value, Lsn):
         beyond = rows.filter(pl.col("_position") > int(value))
@@ -407,6 +449,7 @@ def _narrowed(below: VersionRow, upper: Mapping[str, int], rows: pl.DataFrame, v
         tables=tables,
         lsn=None if below.lsn is None else max(below.lsn, position),
         committed_at=max(below.committed_at, moment or below.committed_at),
+        generations=dict(after.generations),
     )
 
 
@@ -415,7 +458,7 @@ def _reach(horizon: Horizon, column: str) -> Any:  # noqa: ANN401 - what the col
 
 
 def _cut(row: VersionRow) -> Cut:
-    return Cut(row.version, dict(row.tables), row.lsn, row.committed_at)
+    return Cut(row.version, dict(row.tables), row.lsn, row.committed_at, dict(row.generations))
 
 
 def _sealed(row: VersionRow) -> VersionRow:
@@ -439,6 +482,7 @@ def _record(row: VersionRow) -> dict[str, Any]:
         "created_at": row.created_at,
         "previous_hash": row.previous_hash,
         "hash": row.hash,
+        "generations": sorted(row.generations.items()) or None,
     }
 
 
@@ -459,6 +503,7 @@ def _row(record: Mapping[str, Any]) -> VersionRow:
         created_at=record["created_at"],
         previous_hash=record["previous_hash"],
         hash=record["hash"],
+        generations=dict(record.get("generations") or ()),
     )
 
 

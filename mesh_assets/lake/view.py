@@ -34,7 +34,7 @@ class View:
         log: the change log; its handle may move on.
         base: the current table, if it stands at or before the cut; its handle stays where it is.
         files: the base's data files.
-        after: the ``_seq`` at which the base stands; -1 without one.
+        after: the ``_seq`` at which the base stands; without one that at which the log begins.
         cut: the last ``_seq`` that counts.
         shape: of the rows.
     """
@@ -53,11 +53,11 @@ class View:
         Raises:
             AsOfRefused: if the log does not reach the cut.
         """
-        if not -1 <= cut <= log.seq:
-            raise AsOfRefused(f"{log.table.uri} holds changes 0 to {log.seq}, not {cut}")
+        if not log.after <= cut <= log.seq:
+            raise AsOfRefused(f"{log.table.uri} holds changes {log.after + 1} to {log.seq}, not {cut}")
         base = current if current is not None and -1 < current.folded <= cut else None
         if base is None:
-            return cls(log, None, (), -1, cut, shape_of(log))
+            return cls(log, None, (), log.after, cut, shape_of(log))
         return cls(log, base, tuple(base.table.files()), base.folded, cut, shape_of(log))
 
     @cached_property

@@ -56,6 +56,7 @@ def check_run(
     tables: Iterable[str],
     checks_uri: str,
     *,
+    generations: Mapping[str, int] | None = None,
     recorder: Recorder | None = None,
     parent: Parent | None = None,
     log: Callable[[str], None] = logger.warning,
@@ -68,12 +69,15 @@ def check_run(
         version: of the product.
         tables: those that have rules.
         checks_uri: the table that keeps the outcomes.
+        generations: of the tables that lie in another than the first.
         recorder: takes the events; one of its own when left out.
         parent: the run above it.
         log: told of what fails, if the recorder is its own.
     """
     name = contract.name
-    inputs = {table: _datasets(layout, contract, table) for table in tables}
+    inputs = {
+        table: _datasets(layout, contract, table, (generations or {}).get(table, 1)) for table in tables
+    }
     kept = Dataset(lake_dataset(checks_uri), mesh_dataset(name, "checks"), layout.root, contract)
     datasets = [one for pair in inputs.values() for one in pair] + [kept]
     with ExitStack() as stack:
@@ -144,6 +148,7 @@ def statistics_run(
     contract: Contract,
     statistics_uri: str,
     *,
+    generations: Mapping[str, int] | None = None,
     recorder: Recorder | None = None,
     parent: Parent | None = None,
     log: Callable[[str], None] = logger.warning,
@@ -154,12 +159,16 @@ def statistics_run(
         layout: of the lake.
         contract: the product's.
         statistics_uri: the table that keeps the statistics.
+        generations: of the tables that lie in another than the first.
         recorder: takes the events; one of its own when left out.
         parent: the run above it.
         log: told of what fails, if the recorder is its own.
     """
     name = contract.name
-    inputs = {table.name: _datasets(layout, contract, table.name)[1] for table in contract.tables}
+    inputs = {
+        table.name: _datasets(layout, contract, table.name, (generations or {}).get(table.name, 1))[1]
+        for table in contract.tables
+    }
     kept = Dataset(lake_dataset(statistics_uri), mesh_dataset(name, "statistics"), layout.root, contract)
     with ExitStack() as stack:
         if recorder is None:
@@ -169,9 +178,10 @@ def statistics_run(
         yield StatisticsRecording(name, stack.enter_context(run), inputs)
 
 
-def _datasets(layout: Layout, contract: Contract, table: str) -> tuple[Dataset, Dataset]:
+def _datasets(layout: Layout, contract: Contract, table: str, generation: int) -> tuple[Dataset, Dataset]:
     """A table's change log and its current table."""
     name = contract.name
-    changes = changes_dataset(layout, name, table, layout.table(name, CHANGES, table), contract)
-    uri, key = layout.table(name, CURRENT, table), contract.table(table).key
+    changes_uri = layout.table(name, CHANGES, table, generation)
+    changes = changes_dataset(layout, name, table, changes_uri, contract)
+    uri, key = layout.table(name, CURRENT, table, generation), contract.table(table).key
     return changes, current_dataset(layout, name, table, uri, contract, changes=changes.name, key=key)

@@ -21,6 +21,7 @@ import polars as pl
 
 from mesh_assets.lake.signature import Signature, signatures
 from mesh_assets.lake.storage import storage_of
+from mesh_assets.lake.version import VersionLog
 from mesh_assets.lineage.reconcile import OVER, versions_of
 from mesh_assets.lineage.store import read
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset
@@ -156,7 +157,13 @@ def explain(
         since: only commits made at or after this moment.
     """
     looked_at = datetime.now(UTC)
-    uris = [layout.table(name, kind, table) for table in tables for kind in (CHANGES, CURRENT)]
+    last = VersionLog(layout.versions(name)).latest()
+    uris = [
+        layout.table(name, kind, table, generation)
+        for table in tables
+        for generation in range(1, (last.generation(table) if last else 1) + 1)
+        for kind in (CHANGES, CURRENT)
+    ]
     uris.append(layout.versions(name))
     marks = {uri: mark for uri, mark in (proof.marks if proof else {}).items() if _stands(uri, mark)}
     # The commits first: events of theirs that come meanwhile do no harm.

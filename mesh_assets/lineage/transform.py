@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
 
+from mesh_assets.lake.scratch import Scratch
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lineage.columns import ColumnLineage, ColumnSource, column_lineage
 from mesh_assets.lineage.secret import redacted
@@ -26,6 +28,7 @@ from mesh_assets.lineage.secret import redacted
 FUNCTION = "transform"
 SECONDS = 30.0
 """How long planning may take; nothing is computed, so it takes a fraction of a second."""
+_GRACE_SECONDS = 5
 _FORMAT = 1
 _MESSAGE_LIMIT = 500
 
@@ -100,11 +103,11 @@ def _planned(path: Path, inputs: Mapping[str, pl.Schema], table: str, seconds: f
         ValueError: if the transform fails; the text is the end of what it said.
         subprocess.TimeoutExpired: if it takes too long.
     """
-    with tempfile.TemporaryDirectory(prefix="mesh-lineage-") as folder:
-        answer = Path(folder) / "columns.json"
+    with Scratch("lineage") as folder:
+        answer = folder / "columns.json"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         ended = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(path.absolute()), str(answer)],
+            [sys.executable, "-P", "-m", __name__, str(path.absolute()), str(answer), str(seconds)],
             input=pickle.dumps((dict(inputs), table)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -120,8 +123,10 @@ def _planned(path: Path, inputs: Mapping[str, pl.Schema], table: str, seconds: f
 
 
 def main() -> None:
-    """``python -m mesh_assets.lineage.transform FILE ANSWER``, with pickled inputs on standard input."""
+    """``python -m mesh_assets.lineage.transform FILE ANSWER SECONDS``; inputs, pickled, on standard input."""
     path, answer = Path(sys.argv[1]), Path(sys.argv[2])
+    # The system's own doing: also once nobody is left who would end it.
+    signal.alarm(math.ceil(float(sys.argv[3])) + _GRACE_SECONDS)
     inputs, table = pickle.load(sys.stdin.buffer)
     module = types.ModuleType(FUNCTION)
     module.__file__ = str(path)

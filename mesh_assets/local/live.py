@@ -47,7 +47,7 @@ class Show:
 
     def message(self, text: str, style: str = "") -> None:
         """A line above the table."""
-        self._console.print(Text(text, style=style))
+        self._console.print(Text(text, style=style), soft_wrap=True)
 
     def sight(self, sight: Sight) -> None:
         """Draw the newest sight."""

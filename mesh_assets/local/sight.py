@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +20,7 @@ class SourceSight:
         retained_bytes: WAL that it keeps for us.
         change_rate: rows changed per second at the source.
         problem: why it cannot be asked or captured; empty if it can.
+        overdue: the problem is only that it has not answered yet.
     """
 
     name: str
@@ -25,6 +29,7 @@ class SourceSight:
     change_rate: float | None = None
     captured: bool = False
     problem: str = ""
+    overdue: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,44 @@ class Sight:
     def dump(self) -> str:
         """One line."""
         return json.dumps(asdict(self))
+
+
+class Sights:
+    """The sights that come through a pipe.
+
+    Args:
+        descriptor: the pipe's reading end.
+
+    Attributes:
+        latest: the newest one; an empty one before the first.
+        came_at: when it came, by the monotonic clock.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._line = b""
+        self.latest = Sight()
+        self.came_at = time.monotonic()
+
+    def read(self, timeout_seconds: float) -> bool:
+        """Take in what has come; True if there was a new sight."""
+        try:
+            readable, _, _ = select.select([self._descriptor], [], [], timeout_seconds)
+            received = os.read(self._descriptor, 1 << 20) if readable else b""
+        except (InterruptedError, BlockingIOError):
+            return False
+        if not received:
+            if readable:
+                # Nobody has the other end: who writes is being started again.
+                time.sleep(timeout_seconds)
+            return False
+        *whole, self._line = (self._line + received).split(b"\n")
+        if not whole:
+            return False
+        self.latest = Sight.load(whole[-1].decode())
+        self.came_at = time.monotonic()
+        return True
 
 
 def age_seconds(committed_at: str, now: datetime | None = None) -> float | None:

@@ -12,9 +12,11 @@ import os
 import time
 import urllib.request
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mesh_assets.cdc.source import Source, SourceConfig
 from mesh_assets.contract.discovery import Product, discover
 from mesh_assets.errors import LakeError, MeshError, TableMissing
 from mesh_assets.lake.current import Current
@@ -23,9 +25,7 @@ from mesh_assets.local.sight import ProductSight, Sight, SourceSight
 from mesh_assets.names import CURRENT, Layout, ProductName, local_folder
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
 from mesh_assets.settings import Settings
-
-if TYPE_CHECKING:
-    from mesh_assets.cdc.source import SourceConfig
+from mesh_assets.status import waiting_since
 
 _HEAD_TIMEOUT_SECONDS = 3
 _WEB_TIMEOUT_SECONDS = 5
@@ -49,9 +49,15 @@ query Look($since: Float!) {
 
 
 class Lag:
-    """Turns positions into seconds: since when there has been something that is not captured."""
+    """Turns positions into seconds: since when there has been something that is not captured.
 
-    def __init__(self) -> None:
+    Args:
+        waits: whether anything does at the first look: the counters do not tell what was captured before,
+            and not all WAL is changes.
+    """
+
+    def __init__(self, waits: Callable[[], bool]) -> None:
+        self._waits = waits
         self._changes = -1
         self._marks: deque[tuple[int, float]] = deque()
         self._last: tuple[float, int] | None = None
@@ -62,9 +68,11 @@ class Lag:
         if self._last is not None and now > self._last[0]:
             self.change_rate = max(0, head.changes - self._last[1]) / (now - self._last[0])
         self._last = (now, head.changes)
+        first = self._changes < 0
         if head.changes != self._changes:
             self._changes = head.changes
-            self._marks.append((head.wal_lsn, now))
+            if not first or head.confirmed_lsn is None or head.active or self._waits():
+                self._marks.append((head.wal_lsn, now))
         if head.confirmed_lsn is None:
             return None
         while self._marks and self._marks[0][0] <= head.confirmed_lsn:
@@ -131,13 +139,18 @@ class Watch:
             else:
                 asked.append((name, config, self._reader.read(config)))
         for name, config, future in asked:
-            sights[name] = self._source(name, config, self._reader.answer(config, future))
+            head = self._reader.answer(config, future)
+            # The error is its answer, or that there was none in time.
+            overdue = isinstance(head, MeshError) and not (future.done() and future.exception() is head)
+            sights[name] = self._source(name, config, head, overdue=overdue)
         return [sights[name] for name in sorted(sights)]
 
-    def _source(self, name: str, config: SourceConfig, head: Head | MeshError) -> SourceSight:
+    def _source(
+        self, name: str, config: SourceConfig, head: Head | MeshError, *, overdue: bool
+    ) -> SourceSight:
         if isinstance(head, MeshError):
-            return SourceSight(name, problem=head.message)
-        lag = self._lags.setdefault(name, Lag())
+            return SourceSight(name, problem=head.message, overdue=overdue)
+        lag = self._lags.setdefault(name, Lag(lambda: _waits(config)))
         seconds = lag.see(head, time.monotonic())
         return SourceSight(
             name,
@@ -178,7 +191,8 @@ class Watch:
                 log.refresh()
             row = log.latest()
             counts = [
-                self._rows(layout.table(name, CURRENT, table.name)) for table in product.contract.tables
+                self._rows(layout.table(name, CURRENT, table.name, row.generation(table.name) if row else 1))
+                for table in product.contract.tables
             ]
         except TableMissing:
             return ProductSight(str(name))
@@ -223,6 +237,15 @@ class Watch:
         except (OSError, ValueError, KeyError):
             return {"web": False, "locations": {}, "daemons": ("no answer",)}
         return {"web": True, **_dagster_sight(data)}
+
+
+def _waits(config: SourceConfig) -> bool:
+    """Whether a source has something to send; also if that cannot be told."""
+    try:
+        with Source(config) as source:
+            return waiting_since(source) is not None
+    except MeshError:
+        return True
 
 
 def _dagster_sight(data: dict[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,15 @@ def derived_lineage(
 
     from mesh_assets.errors import TableMissing
     from mesh_assets.lake.log import ChangeLog
+    from mesh_assets.lake.version import VersionLog
     from mesh_assets.lineage.transform import transform_columns
 
     schemas: dict[str, pl.Schema] = {}
     try:
+        heads = {name: VersionLog(plan.layout.versions(name)).latest() for name in plan.input_products}
         for one in plan.inputs:
-            schemas[one.name] = pl.DataFrame(ChangeLog.open(one.changes_uri).row_schema.empty_table()).schema
+            own = ChangeLog.open(one.changes_uri(heads[one.product]))
+            schemas[one.name] = pl.DataFrame(own.row_schema.empty_table()).schema
     except TableMissing:
         return {}
     default = plan.product.contract.default_table

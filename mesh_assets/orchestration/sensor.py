@@ -60,11 +60,13 @@ class Seen:
         changes: the counters of its published tables.
         lsn: WAL position at which they were first seen; everything they count is before it.
         shift_at: when a shift was last seen or started, seconds since 1970.
+        contracts: those under which the last shift was started, as a fingerprint.
     """
 
     changes: int = -1
     lsn: int = 0
     shift_at: float = 0.0
+    contracts: str = ""
 
 
 @dataclass
@@ -99,8 +101,15 @@ class Cursor:
         return json.dumps(asdict(self))
 
 
-def due(head: Head, seen: Seen, now: float) -> str | None:
-    """Why a source without a running shift needs one, or None. Updates ``seen``."""
+def due(head: Head, seen: Seen, now: float, contracts: str = "") -> str | None:
+    """Why a source without a running shift needs one, or None. Updates ``seen``.
+
+    Args:
+        head: where the source stands.
+        seen: what is remembered of it.
+        now: seconds since 1970.
+        contracts: fingerprint of those that its products have now.
+    """
     if head.changes != seen.changes:
         seen.changes, seen.lsn = head.changes, head.wal_lsn
     if head.confirmed_lsn is None:
@@ -111,6 +120,9 @@ def due(head: Head, seen: Seen, now: float) -> str | None:
         return "it has new changes"
     if head.retained_bytes > _RETAINED_BYTES:
         return f"it retains {head.retained_bytes >> 20} MiB of WAL"
+    if contracts != seen.contracts:
+        # Who reads what a new one takes back waits until a shift has kept the old version.
+        return "its contracts have changed"
     # Counters know nothing of TRUNCATE, and a crash of the server resets them.
     if now - seen.shift_at > _UNCOUNTED_SECONDS:
         return f"{_NO_NEWS} {_UNCOUNTED_SECONDS / 60:.0f} minutes"
@@ -280,6 +292,7 @@ class Tick:
             name = f"{self._domain}.{source}"
             seen = self._cursor.sources.setdefault(source, Seen())
             head = heads[source]
+            contracts = self._contracts(source)
             reason: str | None = None
             if name in queued:
                 self._notes.append(f"{source}: a shift is queued")
@@ -294,7 +307,7 @@ class Tick:
                 else:
                     reason = "the running shift's time is nearly over"
             elif isinstance(head, Head):
-                reason = due(head, seen, self._now)
+                reason = due(head, seen, self._now, contracts)
                 if reason is not None and head.active:
                     # Its run would only wait for the other's end.
                     reason = None
@@ -308,7 +321,7 @@ class Tick:
                 if self._now - seen.shift_at > _UNCOUNTED_SECONDS:
                     reason = "it cannot be reached"
             if reason is not None:
-                seen.shift_at = self._now
+                seen.shift_at, seen.contracts = self._now, contracts
                 self._context.log.info(f"shift for {name}: {reason}")
                 yield dg.RunRequest(
                     job_name=job_name(self._domain, source),
@@ -317,6 +330,11 @@ class Tick:
         self._look_at_abandoned()
         if self._scope.derived:
             yield from self._derive_requests(shifts)
+
+    def _contracts(self, source: str) -> str:
+        """Fingerprint of the contracts of the products that are captured from a source."""
+        own = [one.contract for one in self._products if one.definition.source == source]
+        return fingerprint("".join(f"{one.name}:{one.hash}\n" for one in own))
 
     def _look_at_abandoned(self) -> None:
         """Say what WAL is kept for sources that no product captures any more."""

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import psutil
 
 from mesh_assets.errors import MeshError
+from mesh_assets.lake.scratch import Scratch
 
 MAX_BYTES = 2 << 30
 """Resident memory of a child; the same that a transform has by default."""
@@ -70,8 +70,8 @@ def run(
         ChildFailed: if it ends otherwise than with all answers, takes too long or needs too much memory.
         GivenUp: if :data:`given_up` says so meanwhile.
     """
-    with tempfile.TemporaryDirectory(prefix="mesh-quality-") as folder:
-        question, given, said = (Path(folder) / name for name in ("asked.json", "answers.jsonl", "said.txt"))
+    with Scratch("quality") as folder:
+        question, given, said = (folder / name for name in ("asked.json", "answers.jsonl", "said.txt"))
         question.write_text(json.dumps(asked), encoding="utf-8")
         given.touch()
         with said.open("wb") as stream:

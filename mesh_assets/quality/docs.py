@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mesh_assets.lake.scratch import Scratch
 from mesh_assets.names import ProductName
 from mesh_assets.quality import child
 from mesh_assets.quality.appearance import stand_alone
@@ -58,8 +59,8 @@ def build(sites: Sequence[Site], *, max_seconds: float = MAX_SECONDS) -> dict[Pr
         By product what went wrong, if anything did; the others are built all the same.
     """
     failed: dict[ProductName, str] = {}
-    with tempfile.TemporaryDirectory(prefix="mesh-docs-") as fresh:
-        drafts = {site.product: Path(fresh) / str(site.product) for site in sites}
+    with Scratch("docs") as fresh:
+        drafts = {site.product: fresh / str(site.product) for site in sites}
         left = list(sites)
         while left:
             asked = {"sites": [_asked(site, drafts[site.product]) for site in left]}

@@ -5,13 +5,12 @@ The rules of a table share one child and one copy of the columns that they read.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from mesh_assets.lake.scratch import Scratch
 from mesh_assets.quality import child
 from mesh_assets.quality.expectation import columns_of
 from mesh_assets.quality.result import configuration, raised
@@ -49,8 +48,8 @@ def validate(
         names.update(dict.fromkeys(schema if wide else found))
     columns = [name for name in names if name in schema]
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="mesh-quality-") as folder:
-        rows = Path(folder) / "rows.parquet"
+    with Scratch("quality") as folder:
+        rows = folder / "rows.parquet"
         frame.select(columns).sink_parquet(rows)
         while left := rules[len(results) :]:
             asked = {"rows": str(rows), "expectations": [_plain(rule) for rule in left]}

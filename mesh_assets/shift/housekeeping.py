@@ -198,7 +198,7 @@ class Housekeeper:
     ) -> None:
         key = (target.name, target.table)
         current = Current.open_or_create(target.current_uri, log.row_schema, log.key)
-        tail_count = seq - current.folded
+        tail_count = seq - max(current.folded, log.after)
         if tail_count <= 0:
             self._waiting.pop(key, None)
             return

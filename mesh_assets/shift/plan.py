@@ -33,6 +33,7 @@ class Target:
         changes_uri: its change log.
         current_uri: its current table.
         contract: what the product promises of it; None: nothing to hold it against.
+        generation: in which both lie (:meth:`mesh_assets.names.Layout.table`).
     """
 
     name: ProductName
@@ -42,6 +43,7 @@ class Target:
     changes_uri: str
     current_uri: str
     contract: TableContract | None = None
+    generation: int = 1
 
 
 class Tables(Protocol):

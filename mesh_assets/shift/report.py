@@ -101,7 +101,7 @@ class CheckReport:
     """The quality rules of one product were evaluated on one version.
 
     Attributes:
-        outcomes: one per rule (:class:`mesh_assets.checks.log.Checked`).
+        outcomes: one per rule (:class:`mesh_assets.checks.log.Checked`), as told beyond the lake.
     """
 
     name: ProductName

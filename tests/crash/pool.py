@@ -18,12 +18,17 @@ KILLED = -signal.SIGKILL
 
 @dataclass(frozen=True)
 class Order:
-    """What the process shall do: capture a source into a lake, under rules or not, and where to die."""
+    """What the process shall do: capture a source into a lake, under rules or not, and where to die.
+
+    Attributes:
+        claim_seconds: how long it waits for the source, which a process that was just killed still has.
+    """
 
     url: str
     lake: str
     failpoint: str = ""
     gated: bool = False
+    claim_seconds: float = 1.0
 
 
 @dataclass(frozen=True)

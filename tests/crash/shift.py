@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from mesh_assets import failpoint
 from mesh_assets.cdc.warm import warm
@@ -32,7 +32,6 @@ _EAGER = Budget(
     batch_seconds=0.05,
     batch_rows=150,
     snapshot_rows=25,
-    claim_seconds=1.0,
     fold=FoldPolicy(share=0.0, min_count=1, min_age_seconds=0.0),
     upkeep=Upkeep(
         archive_seconds=0.5, vacuum_seconds=10.0, run_length=3, commit_count=4, look_seconds=0, tend_seconds=0
@@ -59,9 +58,9 @@ def main() -> int:
     order = Order(**json.loads(line))
     failpoint.arm(order.failpoint)
     try:
-        result = Shift(
-            plan_for(order.url, order.lake, gated=order.gated), budget=_EAGER, observer=Printing()
-        ).run()
+        plan = plan_for(order.url, order.lake, gated=order.gated)
+        budget = replace(_EAGER, claim_seconds=order.claim_seconds)
+        result = Shift(plan, budget=budget, observer=Printing()).run()
     except MeshError as error:
         traceback.print_exc()
         ending = Ending(error=type(error).__name__, message=str(error))

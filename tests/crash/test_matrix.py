@@ -60,6 +60,7 @@ def test_the_matrix_kills_at_every_point_there_is() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(world: World, pool: Pool) -> None:
     for point in KILLS:
         # The rules are gone for a while, so that something is released; a truncate would empty quarantine.

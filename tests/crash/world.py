@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -129,7 +129,8 @@ class World:
         Raises:
             AssertionError: if it hung, or ended with an error.
         """
-        process = pool.go(self.order(failpoint))
+        # On a slow machine the server takes its time to notice that the process before was killed.
+        process = pool.go(replace(self.order(failpoint), claim_seconds=timeout_seconds / 2))
         try:
             code = process.wait(timeout_seconds)
             if code is None:

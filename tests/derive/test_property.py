@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,12 @@ from polars.testing import assert_frame_equal
 from mesh_assets import failpoint
 from mesh_assets.derive.derivation import Derivation
 from mesh_assets.derive.transform import Transformer
+from mesh_assets.lake.current import Current
+from mesh_assets.lake.fold import fold
+from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import ProductName
-from tests.derive.world import CUSTOMERS, ORDERS, SPENDING, SPENDING_TABLES, World
+from tests.derive.world import CUSTOMERS, ORDERS, SPENDING, SPENDING_TABLES, SPENDING_TRANSFORM, World
 
 POINTS = ("append.before", "append.first", "append.middle", "version.before", "version.after")
 
@@ -50,7 +54,14 @@ operations = st.one_of(
     st.tuples(st.just("step"), st.none()),
     st.tuples(st.just("crash"), st.sampled_from(POINTS)),
     st.tuples(st.just("fold own"), st.sampled_from(sorted(SPENDING_TABLES))),
+    st.tuples(st.just("contract"), st.sampled_from(["counts are integers", "counts are decimals"])),
 )
+
+_COUNTED = pa.decimal128(12, 2)
+_SCHEMA, _KEY = SPENDING_TABLES["spending"]
+_PLACE = _SCHEMA.get_field_index("line_count")
+DECIMAL_TABLES = SPENDING_TABLES | {"spending": (_SCHEMA.set(_PLACE, pa.field("line_count", _COUNTED)), _KEY)}
+DECIMAL_TRANSFORM = SPENDING_TRANSFORM.replace("cast(pl.Int64)", "cast(pl.Decimal(12, 2))")
 
 
 class Crash(BaseException):
@@ -65,6 +76,8 @@ class Driver:
         self.transformer = transformer
         self.customers, self.orders = world.writer(CUSTOMERS), world.writer(ORDERS)
         self.derivation: Derivation | None = None
+        self.decimal = False
+        self.made: dict[int, dict[str, pl.DataFrame]] = {}
 
     def take(self, kind: str, what: Any) -> None:
         if kind == "customer":
@@ -93,8 +106,26 @@ class Driver:
             self.step()
         elif kind == "crash":
             self.crash(what)
+        elif kind == "contract":
+            self.contract(decimal=what == "counts are decimals")
         else:
             self._fold_own(what)
+
+    def contract(self, *, decimal: bool) -> None:
+        """Give a column another type, and the log with it another generation."""
+        self.decimal = decimal
+        if decimal:
+            self.world.derive(tables=DECIMAL_TABLES, transform=DECIMAL_TRANSFORM)
+        else:
+            self.world.derive()
+        self.derivation = None
+
+    def expected(self) -> dict[str, pl.DataFrame]:
+        """What the contract as it is now makes of the books."""
+        found = self.world.expected()
+        if self.decimal:
+            found["spending"] = found["spending"].with_columns(pl.col("line_count").cast(pl.Decimal(12, 2)))
+        return found
 
     def _move(self, old: int, new: int) -> None:
         rows = self.orders.rows["orders"]
@@ -102,14 +133,11 @@ class Driver:
             self.orders.move("orders", (old,), (new, *rows[old,][1:]), unchanged=["currency"])
 
     def _fold_own(self, table: str) -> None:
-        from mesh_assets.lake.current import Current
-        from mesh_assets.lake.fold import fold
-        from mesh_assets.lake.log import ChangeLog
-
         last = VersionLog(self.world.mesh.layout.versions(SPENDING)).latest()
         if last is not None and last.tables[table] >= 0:
-            log = ChangeLog.open(self.world.mesh.layout.table(SPENDING, "changes", table))
-            uri = self.world.mesh.layout.table(SPENDING, "current", table)
+            generation = last.generation(table)
+            log = ChangeLog.open(self.world.mesh.layout.table(SPENDING, "changes", table, generation))
+            uri = self.world.mesh.layout.table(SPENDING, "current", table, generation)
             fold(log, Current.open_or_create(uri, log.row_schema, log.key), last.tables[table])
 
     def opened(self) -> Derivation:
@@ -131,6 +159,9 @@ class Driver:
             return False
         done = derivation.step(heads)
         assert done.messages == ()
+        self.made[done.version.row.version] = {
+            table: self.world.rows(SPENDING, table) for table in SPENDING_TABLES
+        }
         return True
 
     def crash(self, point: str) -> None:
@@ -171,9 +202,14 @@ def test_it_equals_a_recomputation(transformer: Transformer, taken: list[tuple[s
         driver.step()
         while driver.step():
             pass
-        for table, rows in world.expected().items():
+        for table, rows in driver.expected().items():
             assert_frame_equal(world.rows(SPENDING, table), rows, check_column_order=False)
             minimal(world, SPENDING, table)
+        # Whatever came after it, every version is what it was.
+        for version, tables in driver.made.items():
+            for table, rows in tables.items():
+                then = world.mesh.open(f"{SPENDING}.{table}", as_of=version).polars()
+                assert_frame_equal(then.sort(SPENDING_TABLES[table][1]), rows)
 
 
 def minimal(world: World, name: ProductName, table: str) -> None:
@@ -181,7 +217,8 @@ def minimal(world: World, name: ProductName, table: str) -> None:
     rows = world.changes(name, table)
     key = list(SPENDING_TABLES[table][1])
     names = [column for column in SPENDING_TABLES[table][0].names if column not in key]
-    assert rows["_seq"].to_list() == list(range(rows.height))
+    first = ChangeLog.open(world.mesh.changes_uri(name, table)).after + 1
+    assert rows["_seq"].to_list() == list(range(first, first + rows.height))
     assert rows.select(*key, "_position").is_duplicated().sum() == 0
     held: dict[Any, Any] = {}
     for row in rows.iter_rows(named=True):

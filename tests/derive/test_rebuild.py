@@ -17,7 +17,7 @@ from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.rebuild import rebuild
 from mesh_assets.derive.table import OwnTable
 from mesh_assets.lake.current import Current
-from mesh_assets.lake.version import VersionLog
+from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.names import CURRENT, ProductName
 from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.plan import Target
@@ -101,7 +101,7 @@ def test_a_damaged_derived_table_is_made_right(world: World) -> None:
 def test_parity_holds_beside_a_shift_that_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     original = OwnTable.open
 
-    def overtaken(plan: DerivePlan, target: Target, gate: Gate | None) -> OwnTable:
+    def overtaken(plan: DerivePlan, target: Target, gate: Gate | None, last: VersionRow | None) -> OwnTable:
         # The newest version is read, the logs are not open yet.
         monkeypatch.setattr(OwnTable, "open", original)
         customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
@@ -110,7 +110,7 @@ def test_parity_holds_beside_a_shift_that_goes_on(world: World, monkeypatch: pyt
         customers.cut()
         orders.cut()
         assert world.shift(FOLDING).refused == {}
-        return original(plan, target, gate)
+        return original(plan, target, gate, last)
 
     monkeypatch.setattr(OwnTable, "open", overtaken)
     early = world.mesh.parity("shop.spending")

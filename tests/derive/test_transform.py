@@ -5,9 +5,15 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 
+import polars as pl
+import psutil
 import pyarrow as pa
 import pytest
 
+from mesh_assets.derive import child
+from mesh_assets.derive.transform import Transformer
+from mesh_assets.errors import TransformError
+from mesh_assets.lake.shape import Shape, polars_schema
 from mesh_assets.names import ProductName
 from tests.derive.world import CUSTOMERS, ORDERS, SPENDING, World
 
@@ -75,6 +81,14 @@ CASES = {
         "import os\n" + HEAD + "    os.abort()\n",
         ["its process ended by signal 6"],
     ),
+    "dies and leaves a process behind": (
+        "import os\n" + HEAD + "    os.system('sleep 30 &')\n    os.abort()\n",
+        ["its process ended by signal 6"],
+    ),
+    "closes what is not its own": (
+        "import os, time\n" + HEAD + "    os.closerange(3, 1000)\n    time.sleep(1000)\n",
+        ["it closed the pipe through which its process answers", "close only files that it has opened"],
+    ),
     "never ends": (
         HEAD + "    while True:\n        pass\n",
         ["did not finish within 1 s and was ended", "max_seconds in defs.yaml"],
@@ -127,3 +141,27 @@ def test_it_resumes_once_it_is_right(world: World) -> None:
     assert world.shift().refused == {}
     assert world.rows(WRONG, "wrong").height == 20
     assert plan.refusal() is None
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_reads_no_more_keeps_nobody_waiting(world: World) -> None:
+    world.derive(WRONG, TABLES, INPUTS, HEAD + "    return inputs['customers']\n", limits="{max_seconds: 10}")
+    plan = next(one for one in world.plans() if one.name == WRONG)
+    schema, key = TABLES["wrong"]
+    shapes = {"wrong": Shape(polars_schema(schema), key)}
+    inputs = {"customers": pl.LazyFrame({"customer_id": [1], "region": ["north"]})}
+    # More than a pipe holds.
+    region = pl.DataFrame({"customer_id": range(1_000_000)})
+    with Transformer(plan.home) as transformer:
+        with transformer.run(plan, shapes, inputs) as made:
+            assert made.tables["wrong"].collect().height == 1
+        (waiting,) = (one for one in psutil.Process().children() if child.__file__ in one.cmdline())
+        waiting.suspend()
+        with (
+            pytest.raises(TransformError, match="did not finish within 10 s and was ended"),
+            transformer.run(plan, shapes, inputs, region),
+        ):
+            pass
+        assert not waiting.is_running()
+        with transformer.run(plan, shapes, inputs, region) as made:
+            assert made.tables["wrong"].collect().height == 1

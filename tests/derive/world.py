@@ -398,13 +398,14 @@ class World:
         """What a product's table holds at its newest version."""
         last = VersionLog(self.mesh.layout.versions(name)).latest()
         assert last is not None
-        log = ChangeLog.open(self.mesh.layout.table(name, CHANGES, table))
-        rows = rows_at(log, self.mesh.layout.table(name, CURRENT, table), last.tables[table])
-        return rows.collect().sort(log.key)
+        generation = last.generation(table)
+        log = ChangeLog.open(self.mesh.layout.table(name, CHANGES, table, generation))
+        current_uri = self.mesh.layout.table(name, CURRENT, table, generation)
+        return rows_at(log, current_uri, last.tables[table]).collect().sort(log.key)
 
     def changes(self, name: ProductName, table: str) -> pl.DataFrame:
-        """A product's change log."""
-        return ChangeLog.open(self.mesh.layout.table(name, CHANGES, table)).scan().collect().sort("_seq")
+        """A product's change log, in its newest generation."""
+        return ChangeLog.open(self.mesh.changes_uri(name, table)).scan().collect().sort("_seq")
 
     def expected(self) -> dict[str, pl.DataFrame]:
         """What the spending's transform makes of the books."""

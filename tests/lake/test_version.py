@@ -71,6 +71,7 @@ def test_the_hash_covers_every_field(versions: VersionLog) -> None:
         "committed_at": MOMENT + timedelta(microseconds=1),
         "created_at": MOMENT + timedelta(microseconds=1),
         "previous_hash": "x",
+        "generations": {"orders": 2},
     }
     assert set(other) | {"hash"} == {field.name for field in dataclasses.fields(VersionRow)}
     changed = [dataclasses.replace(row, **{name: value}).digest() for name, value in other.items()]  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ def test_versions_stay_readable_when_compacted(versions: VersionLog) -> None:
     assert found["version"] == 5
 
 
-def no_log(table: str) -> ChangeLog:
+def no_log(table: str, generation: int) -> ChangeLog:
     raise AssertionError(f"the log of {table} was opened")
 
 
@@ -258,7 +259,7 @@ def test_resolve_agrees_with_a_walk_over_all_changes(
         ends = horizon.observed_at if by_time else Lsn(horizon.lsn)
         if not begins <= as_of <= ends:  # type: ignore[operator]
             with pytest.raises(AsOfRefused):
-                versions.resolve(as_of, log=logs.__getitem__, horizon=horizon)
+                versions.resolve(as_of, log=lambda table, generation: logs[table], horizon=horizon)
             return
         highest = itertools.accumulate((seconds for _, seconds, _ in walk), max)
         included = [
@@ -267,7 +268,7 @@ def test_resolve_agrees_with_a_walk_over_all_changes(
             if (reached <= asked if by_time else lsn <= 100 + asked)
         ]
         expected = {table: sum(1 for row in included if row[2] == table) - 1 for table in TABLES}
-        found = versions.resolve(as_of, log=logs.__getitem__, horizon=horizon)
+        found = versions.resolve(as_of, log=lambda table, generation: logs[table], horizon=horizon)
         assert dict(found.tables) == expected
         assert found.lsn == included[-1][0]
         assert found.committed_at == MOMENT + timedelta(seconds=max(s for _, s, _ in included))

@@ -20,8 +20,8 @@ import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
 MESH = Path(sys.executable).with_name("mesh")
-PATIENCE_SECONDS = 90.0
-"""How long anything may take on a machine that has other things to do."""
+PATIENCE_SECONDS = 240.0
+"""When what has not come is given up: for what hangs, not for what is slow. Longer than `mesh up` waits."""
 
 T = TypeVar("T")
 
@@ -103,8 +103,8 @@ class Running:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         if error is not None:
-            logs = sorted((self.home / "logs").rglob("*.log"))
-            print(self.text(), *(f"== {log.name}\n{log.read_text()[-3000:]}" for log in logs), sep="\n")
+            logs = [log for log in sorted((self.home / "logs").rglob("*.log")) if log.stat().st_size]
+            print(*(f"== {log.name}\n{log.read_text()[-2000:]}" for log in logs), self.text(), sep="\n")
 
     def text(self) -> str:
         """What it has printed."""
@@ -117,10 +117,9 @@ class Running:
         assert self.process.poll() is None, f"it ended without saying {text!r}:\n{self.text()}"
         return False
 
-    def ready(self) -> Self:
-        """Wait until it is ready."""
+    def wait_until_ready(self) -> None:
+        """Wait until it says where its pages are; fails with its words if it ends without."""
         until(lambda: self.says("Dagster: http://"), "ready")
-        return self
 
     def child(self, name: str) -> psutil.Process | None:
         """A child process, by the name that the kernel knows it by."""

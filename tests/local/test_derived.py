@@ -15,12 +15,11 @@ import pytest
 
 from tests.local.running import Running, processes_of, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DERIVED = ("distribution.late_shipments", "finance.revenue", "sales.customer_360")
 CUSTOMER_360 = "sales/customer_360/changes/customer_360"
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
-PATIENCE_SECONDS = 240.0
 
 
 @pytest.fixture
@@ -47,25 +46,26 @@ def versions(mesh: Running) -> dict[str, int]:
 
 def ended(mesh: Running, run_id: str | None) -> str:
     assert run_id is not None
-    until(lambda: mesh.status(run_id) in ENDED, "its end", PATIENCE_SECONDS)
+    until(lambda: mesh.status(run_id) in ENDED, "its end")
     return mesh.status(run_id)
 
 
 def test_derived_products_of_a_running_mesh(home: Path) -> None:
-    with Running(home, "--rate", "2").ready() as mesh:
-        first = until(lambda: filled(mesh), "versions of all derived products", PATIENCE_SECONDS)
+    with Running(home, "--rate", "2") as mesh:
+        mesh.wait_until_ready()
+        first = until(lambda: filled(mesh), "versions of all derived products")
         column_lineage(mesh)
         beside_a_running_shift(mesh)
         checks(mesh)
         catalog(mesh)
-        later = until(lambda: moved(mesh, first), "newer versions", PATIENCE_SECONDS)
+        later = until(lambda: moved(mesh, first), "newer versions")
         assert set(later) == set(first)
         mesh.process.send_signal(signal.SIGINT)
         assert mesh.process.wait(60) == 0, mesh.text()
     assert processes_of(home) == {}
 
     with Running(home, "--for", "5") as mesh:
-        until(lambda: mesh.process.poll() is not None, "the end", PATIENCE_SECONDS)
+        until(lambda: mesh.process.poll() is not None, "the end")
         assert mesh.process.returncode == 0, mesh.text()
         assert "everything worked" in mesh.text()
 
@@ -83,9 +83,7 @@ def moved(mesh: Running, first: dict[str, int]) -> dict[str, int] | None:
 
 def column_lineage(mesh: Running) -> None:
     """Dagster knows which columns of other domains a column is made of."""
-    lineage: Any = until(
-        lambda: mesh.metadata(CUSTOMER_360).get("dagster/column_lineage"), "lineage", PATIENCE_SECONDS
-    )
+    lineage: Any = until(lambda: mesh.metadata(CUSTOMER_360).get("dagster/column_lineage"), "lineage")
     deps = {one["columnName"]: one["columnDeps"] for one in lineage["lineage"]}
     made_of = {("/".join(one["assetKey"]["path"]), one["columnName"]) for one in deps["total"]}
     assert ("finance/transactions/current/transactions", "amount") in made_of
@@ -97,11 +95,11 @@ def beside_a_running_shift(mesh: Running) -> None:
     def derive() -> list[dict[str, Any]]:
         return mesh.runs("sales", "STARTED", tag="mesh/derive")
 
-    shift = until(derive, "a derive shift", PATIENCE_SECONDS)[0]["runId"]
+    shift = until(derive, "a derive shift")[0]["runId"]
     assert ended(mesh, mesh.launch("sales", CUSTOMER_360)) == "SUCCESS"
     assert mesh.cancel(shift) == "TerminateRunSuccess"
     assert ended(mesh, shift) == "CANCELED"
-    following = until(derive, "the next derive shift", PATIENCE_SECONDS)[0]["runId"]
+    following = until(derive, "the next derive shift")[0]["runId"]
     assert following != shift
 
 
@@ -124,16 +122,12 @@ def checks(mesh: Running) -> None:
         told = {one["runId"] for told in mesh.checked(key).values() for one in told}
         return bool(told & {one["runId"] for one in mesh.runs("sales.app")})
 
-    until(reported, "outcomes reported by a shift", PATIENCE_SECONDS)
+    until(reported, "outcomes reported by a shift")
 
 
 def catalog(mesh: Running) -> None:
     """The enterprise catalog has been folded from all products."""
-    rows = until(
-        lambda: mesh.metadata("enterprise/catalog/datasets").get("catalog/products"),
-        "the catalog",
-        PATIENCE_SECONDS,
-    )
+    rows = until(lambda: mesh.metadata("enterprise/catalog/datasets").get("catalog/products"), "the catalog")
     assert rows["intValue"] > 0
 
     def whole() -> bool:
@@ -142,5 +136,5 @@ def catalog(mesh: Running) -> None:
             found["catalog/products"]["intValue"] == 10 and found["catalog/problems"]["intValue"] == 0
         )
 
-    until(whole, "all products in the catalog", PATIENCE_SECONDS)
+    until(whole, "all products in the catalog")
     assert mesh.checked("enterprise/catalog/datasets").keys() >= {"orphans", "stale"}

@@ -46,7 +46,7 @@ guardian.dismiss()
 """
 
 
-def until(condition: Callable[[], bool], timeout_seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], timeout_seconds: float = 120) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -76,7 +76,7 @@ def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
 
 def test_children_end_with_their_supervisor_and_restarts_wait(tmp_path: Path) -> None:
     with start(tmp_path, "end") as supervisor:
-        assert supervisor.wait(60) == 0
+        assert supervisor.wait(120) == 0
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert not any(alive(pid) for pid in pids)
     assert not (tmp_path / "finished").exists()

@@ -32,13 +32,14 @@ def home() -> Iterator[Path]:
 
 
 def test_shifts_of_a_busy_source_follow_one_another(home: Path) -> None:
-    with Running(home, "--rate", "20", more={"MESH_SHIFT_SECONDS": f"{SHIFT_SECONDS:g}"}).ready() as mesh:
+    with Running(home, "--rate", "20", more={"MESH_SHIFT_SECONDS": f"{SHIFT_SECONDS:g}"}) as mesh:
+        mesh.wait_until_ready()
 
         def relay() -> list[dict[str, Any]]:
             ended = [run for run in mesh.runs("sales.app") if run["endTime"]]
             return ended if len(ended) >= SHIFT_COUNT else []
 
-        runs = sorted(until(relay, f"{SHIFT_COUNT} shifts", 240), key=lambda run: float(run["startTime"]))
+        runs = sorted(until(relay, f"{SHIFT_COUNT} shifts"), key=lambda run: float(run["startTime"]))
         assert {run["status"] for run in runs} == {"SUCCESS"}
         # Never without a shift: the next one has begun, and waits, before the one before it ends.
         for earlier, later in itertools.pairwise(runs):

@@ -34,7 +34,7 @@ sys.exit(Nursery(sys.argv[1], Path(sys.argv[2])).serve())
 """
 
 
-def until(condition: Callable[[], object], timeout_seconds: float = 60) -> None:
+def until(condition: Callable[[], object], timeout_seconds: float = 120) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
