@@ -1,4 +1,9 @@
-"""Fixtures shared by all tests: one embedded PostgreSQL per test process, a fresh database per test."""
+"""Fixtures shared by all tests: one embedded PostgreSQL per test process, a fresh database per test.
+
+And their order: files with slow tests come last, and whole meshes run in one test process one after the
+other, the other processes having the rest, since two of them side by side on a small machine take more
+than twice as long.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,38 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from mesh_assets.local.postgres import Cluster
 
+_WHOLE_MESHES = tuple(f"tests/local/test_{name}.py" for name in ("derived", "evolution", "relay", "up"))
 _database_numbers = count(1)
+
+
+class OneMesh(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands out files, those with whole meshes as if they were one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "whole meshes" if nodeid.startswith(_WHOLE_MESHES) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling | None:
+    """For ``--dist loadfile``."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return OneMesh(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast files first, then whole meshes, which take longest, then the other slow ones."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        whole = item.nodeid.startswith(_WHOLE_MESHES)
+        return whole or item.path in slow, not whole
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

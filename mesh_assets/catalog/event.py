@@ -113,7 +113,8 @@ class Reader:
             domain, product, kind, table = parts
             if kind not in _DATA:
                 return f"{domain}.{product}", table
-            return f"{domain}.{product}.{table}", kind
+            # A later generation of a table is the same table.
+            return f"{domain}.{product}.{table.partition('.')[0]}", kind
         if len(parts) == 3:
             return f"{parts[0]}.{parts[1]}", parts[2]
         return "", ""

@@ -25,7 +25,14 @@ from mesh_assets.names import Layout
 
 Direction = Literal["upstream", "downstream"]
 _END = datetime.max.replace(tzinfo=UTC)
-_OUTPUT = ["to_namespace", "to_name", "job"]
+_OUTPUT = ["output", "job"]
+_NAMED_OUTPUT = (
+    pl.when(pl.col("to_dataset") == "")
+    .then(pl.concat_str("to_namespace", pl.lit(" "), "to_name"))
+    .otherwise(pl.concat_str("to_dataset", pl.lit(":"), "to_kind"))
+    .alias("output")
+)
+"""What a statement is about: a table of ours wherever it lies, one of others by its place."""
 
 
 @dataclass(frozen=True, order=True)
@@ -399,6 +406,7 @@ def _declared(frame: pl.DataFrame, moment: datetime) -> pl.DataFrame:
 def _stated(table: Canonical, frame: pl.DataFrame, moment: datetime) -> pl.DataFrame:
     """What lineage says: of each job and output the statement that was in force."""
     said = frame.filter((pl.col("origin") == "lineage") & (pl.col("first_seen_at") <= moment))
+    said = said.with_columns(_NAMED_OUTPUT)
     statements = (
         said.filter(pl.col("statement") != "")
         .group_by([*_OUTPUT, "statement"])
@@ -413,6 +421,7 @@ def _stated(table: Canonical, frame: pl.DataFrame, moment: datetime) -> pl.DataF
             table.scan()
             .filter((pl.col("kind") == "run") & (pl.col("statement") != ""))
             .filter(pl.col("first_seen_at") <= moment)
+            .with_columns(_NAMED_OUTPUT)
             .group_by([*_OUTPUT, "statement"])
             .agg(pl.col("first_seen_at").max().alias("made"))
             .collect()
@@ -425,7 +434,7 @@ def _stated(table: Canonical, frame: pl.DataFrame, moment: datetime) -> pl.DataF
         )
     chosen = statements.sort("until", "statement").unique(_OUTPUT, keep="last", maintain_order=True)
     stated = said.join(chosen.select([*_OUTPUT, "statement"]), on=[*_OUTPUT, "statement"], how="semi")
-    return pl.concat([stated, said.filter(pl.col("statement") == "")])
+    return pl.concat([stated, said.filter(pl.col("statement") == "")]).drop("output")
 
 
 def _links(rows: Iterable[Mapping[str, Any]], datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[Link]:

@@ -74,20 +74,20 @@ class OwnTable:
         contract = target.contract
         assert contract is not None  # A derived table has one.
         schema = row_schema(plan.product, contract)
+        standing = last.generation(target.table) if last else 1
         if not Table.exists(target.changes_uri):
-            later = target.generation > (last.generation(target.table) if last else 1)
-            after = last_seq(last, target.table) if later else -1
+            after = last_seq(last, target.table) if target.generation > standing else -1
             log = ChangeLog.create(target.changes_uri, schema, target.key, after=after)
         else:
             log = ChangeLog.open(target.changes_uri)
-            if not fits(log, contract, schema):
-                # Its generation was chosen when the plan was made.
-                raise ContractError(
-                    f"the log of {plan.name}.{target.table} has come to other columns or another key "
-                    f"meanwhile, under another contract than {display(plan.product.contract.path)}",
-                    hint="begin anew: the next shift goes by the contract as it is then",
-                )
-            log.add_columns([one for one in schema if one.name not in log.row_schema.names])
+        if target.generation < standing or not fits(log, contract, schema):
+            # Its generation was chosen when the plan was made.
+            raise ContractError(
+                f"the log of {plan.name}.{target.table} has come to other columns or another key "
+                f"meanwhile, by another contract than the {display(plan.product.contract.path)} known here",
+                hint="begin anew: the next shift goes by the contract as it is then",
+            )
+        log.add_columns([one for one in schema if one.name not in log.row_schema.names])
         kinds = shape_of(log).columns
         promised = pl.Schema({name: kinds[name] for name in log.row_schema.names if name in schema.names})
         return cls(

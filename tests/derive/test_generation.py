@@ -13,10 +13,14 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-from mesh_assets.catalog.local import make
+from mesh_assets.catalog.enterprise import fold
+from mesh_assets.catalog.graph import Graph, Node
+from mesh_assets.catalog.local import make, publish
 from mesh_assets.checks.statistics import refresh
+from mesh_assets.derive.derivation import Derivation
 from mesh_assets.derive.rebuild import derived_parity, rebuild
-from mesh_assets.errors import AsOfRefused, LakeError, TableMissing, UnknownName
+from mesh_assets.derive.transform import Transformer
+from mesh_assets.errors import AsOfRefused, ContractError, LakeError, TableMissing, UnknownName
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.version import InputPosition, VersionLog, VersionRow
 from mesh_assets.lineage.completeness import explain
@@ -216,6 +220,19 @@ def test_everything_beside_it_follows(world: World) -> None:
     assert tables["spending"].columns["line_count"] == "decimal128(12, 2)"
     assert record.versions[-1].generations == {"spending": 2, "currencies": 2}
     refresh(layout, product, latest(world))
+    publish(layout, world.mesh.discovery, SPENDING)
+    publish(layout, world.mesh.discovery, REGIONS)
+    assert fold(layout).problems == ()
+    graph = Graph.load(layout)
+    up = graph.tree(Node("shop.spending.spending", "latest"), "upstream", 1)
+    assert {str(one.node) for one in up.children} >= {"shop.orders.orders.currency"}
+    # What the first contract's transform was made of does not stay beside what the second's is.
+    links = [one for one in graph.links if one.target == Node("shop.spending.currencies", "currency")]
+    direct = {(str(one.source), one.subtype) for one in links if one.type == "DIRECT"}
+    assert direct == {("shop.orders.orders.currency", "AGGREGATION")}
+    down = graph.tree(Node("shop.spending.spending", "total"), "downstream", 1)
+    assert {str(one.node) for one in down.children} >= {"shop.regions.regions.total"}
+    assert world.mesh.open("shop.spending").cut.version == latest(world).version
     explained = explain(layout, SPENDING, ["spending", "currencies"])
     assert explained.unexplained == explained.ambiguous == ()
     assert rebuild(layout, product, world.mesh.derive_plan(str(SPENDING)), dry_run=True).equal
@@ -281,6 +298,21 @@ def test_what_a_killed_attempt_left_is_no_log_of_a_later_one(world: World) -> No
     log = ChangeLog.open(world.mesh.layout.table(SPENDING, CHANGES, "spending", generation))
     assert log.after == latest(world).tables["spending"] - log.scan().collect().height
     assert generation == 3
+
+
+def test_who_knows_the_earlier_contract_writes_no_more(world: World, tmp_path: Path) -> None:
+    world.shift()
+    plan = world.mesh.derive_plan(str(SPENDING))
+    assert {target.generation for target in plan.targets} == {1}
+    raised(world)
+    world.shift()
+    count = ChangeLog.open(plan.targets[0].changes_uri).seq
+    with (
+        Transformer(tmp_path / "other") as transformer,
+        pytest.raises(ContractError, match=r"shop\.spending\.spending has come to other columns"),
+    ):
+        Derivation(plan, "late", transformer).open()
+    assert ChangeLog.open(plan.targets[0].changes_uri).seq == count
 
 
 def test_versions_never_go_back_to_an_earlier_generation(tmp_path: Path) -> None:

@@ -277,7 +277,9 @@ class Example:
             held = {tables[name]: seq for name, seq in last.tables.items()}
             horizon = Horizon(held, last.end_lsn, last.observed_at)
         cut = VersionLog.open(layout.versions(name)).resolve(
-            asked, log=lambda table: ChangeLog.open(layout.table(name, "changes", table)), horizon=horizon
+            asked,
+            log=lambda table, generation: ChangeLog.open(layout.table(name, "changes", table, generation)),
+            horizon=horizon,
         )
         found: State = {}
         for table, key in KEYS.items():
