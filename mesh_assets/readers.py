@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from mesh_assets.contract import compatibility
 from mesh_assets.contract.compatibility import Readers
 from mesh_assets.contract.definition import InputDefinition
 from mesh_assets.contract.discovery import Discovery, Product
+from mesh_assets.contract.kept import written_hash
 from mesh_assets.contract.model import Contract, TableContract
-from mesh_assets.contract.subscription import default_table
 from mesh_assets.inspection import inspect
 from mesh_assets.names import ProductName
 
@@ -50,6 +51,20 @@ def column_readers(discovery: Discovery, contract: Contract) -> Readers:
             for column in {*looked.reads.get(one.name, ()), *_path(consumer, one)}:
                 found.setdefault((table, column), set()).add(consumer.name)
     return {place: frozenset(names) for place, names in found.items()}
+
+
+def unnamed_readers(discovery: Discovery, old: Contract, new: Contract) -> dict[ProductName, str]:
+    """The products that name no version and read what a new one takes back, and how each is written."""
+    changes = compatibility.compare(old, new)
+    if any(change.breaking for change in changes):
+        changes = compatibility.compare(old, new, column_readers(discovery, old))
+    hurt = {name for change in changes if change.breaking for name in change.consumers}
+    consumers = {**discovery.refused, **discovery.products}
+    return {
+        name: written_hash(consumers[name].definition)
+        for name in sorted(hurt)
+        if any(one.product == old.name and one.version is None for one in consumers[name].definition.inputs)
+    }
 
 
 def input_tables(
@@ -95,15 +110,15 @@ def _with_kept(table: TableContract, one: InputDefinition, consumer: Product) ->
 
 def _table(contract: Contract, one: InputDefinition) -> TableContract | None:
     if not one.table:
-        return default_table(contract)
+        return contract.default_table
     return next((table for table in contract.tables if table.name == one.table), None)
 
 
 def _default_meant(discovery: Discovery, contract: Contract, one: InputDefinition) -> TableContract | None:
     """The default table, if it is as such that the input names one that this contract has not."""
     product = discovery.products.get(one.product)
-    now = default_table(product.contract) if product else None
-    return default_table(contract) if now is not None and now.name == one.table else None
+    now = product.contract.default_table if product else None
+    return contract.default_table if now is not None and now.name == one.table else None
 
 
 def _path(consumer: Product, one: InputDefinition) -> Iterator[str]:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from mesh_assets.cli.baseline import stated
 from mesh_assets.cli.terminal import cell, console, emit
+from mesh_assets.contract.compatibility import major, rises
 from mesh_assets.contract.discovery import Discovery, discover
 from mesh_assets.contract.document import display
 from mesh_assets.contract.keeping import kept_files, kept_name
+from mesh_assets.contract.kept import KEPT_FILE, Kept
 from mesh_assets.errors import ContractError, SettingError
 from mesh_assets.names import ProductName
+from mesh_assets.readers import unnamed_readers
 from mesh_assets.settings import Settings
 
 
@@ -25,15 +28,20 @@ def keep(settings: Settings, name: str, *, state: str | None, until: str | None,
     """
     product = ProductName.parse(name)
     day = _day(until)
+    now = discover(settings.products)
     if state is None:
-        folder, written = _write(settings, discover(settings.products), product, day)
+        folder, written, readers = _write(settings, now, now, product, day)
     else:
-        with stated(settings.products, state) as discovery:
-            folder, written = _write(settings, discovery, product, day)
+        with stated(settings.products, state) as then:
+            folder, written, readers = _write(settings, then, now, product, day)
+    names = [str(one) for one in readers]
     if as_json:
-        emit({"folder": str(folder), "files": written, "until": day and day.isoformat()})
+        emit({"folder": str(folder), "files": written, "until": day and day.isoformat(), "readers": names})
         return
-    console().print(cell(f"{display(folder)}: {', '.join(written)}"), soft_wrap=True)
+    out = console()
+    out.print(cell(f"{display(folder)}: {', '.join(written)}"), soft_wrap=True)
+    if names:
+        out.print(cell(f"read until they are written anew by {', '.join(names)}"), soft_wrap=True)
 
 
 def _day(text: str | None) -> date | None:
@@ -44,15 +52,23 @@ def _day(text: str | None) -> date | None:
 
 
 def _write(
-    settings: Settings, discovery: Discovery, name: ProductName, until: date | None
-) -> tuple[Path, list[str]]:
-    product = discovery.product(name)
-    folder = settings.products / name.domain / kept_name(product.contract).product
+    settings: Settings, then: Discovery, now: Discovery, name: ProductName, until: date | None
+) -> tuple[Path, list[str], list[ProductName]]:
+    """Write the folder; also returns the readers that name no version and stay with the old one."""
+    product = then.product(name)
+    old = product.contract
+    folder = settings.products / name.domain / kept_name(old).product
     if folder.exists():
         raise ContractError(f"{display(folder)} is there already", hint="remove it, or keep what it keeps")
-    files = kept_files(product, until)
+    newest = (now.products.get(name) or now.refused.get(name) or product).contract
+    raised = major(newest.version) != major(old.version) and rises(old.version, newest.version)
+    files = kept_files(product, until, newest if raised else None)
+    readers = unnamed_readers(now, old, newest) if raised else {}
+    if readers:
+        # Of no files: what lies here is the team's, and the mesh does not remove it.
+        files[KEPT_FILE] = Kept(readers).to_json()
     for path, content in files.items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    return folder, sorted(files)
+    return folder, sorted(files), sorted(readers)

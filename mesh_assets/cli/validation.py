@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mesh_assets import quality
 from mesh_assets.cdc.source import Source
 from mesh_assets.cli.baseline import Baseline, baseline
+from mesh_assets.cli.release import Stay, as_before, awaiting, stays
 from mesh_assets.cli.terminal import cell, console, counted, emit
 from mesh_assets.contract import compatibility
 from mesh_assets.contract.arrow import compare
 from mesh_assets.contract.definition import CONTRACT_FILE, DEFINITION_FILE, DOMAIN_TYPE
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.document import display
-from mesh_assets.contract.keeping import files_of
 from mesh_assets.contract.loader import load
-from mesh_assets.contract.model import Contract
+from mesh_assets.contract.support import support
 from mesh_assets.errors import ContractError, MeshError, UnknownName
 from mesh_assets.inspection import inspect
+from mesh_assets.names import ProductName
 from mesh_assets.readers import column_readers, input_tables
 from mesh_assets.settings import Settings
 from mesh_assets.shift.plan import capture_plan
-from mesh_assets.shift.release import ended, version_readers
 
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+): (?P<message>.*)")
 
@@ -99,17 +100,25 @@ def _check(
         return
     below = path.parent if path.is_file() else path
     discovery = discover(root)
+    kept = stays(discovery, before)
+    waiting = awaiting(discovery, kept)
     for folder, error in discovery.broken:
-        if _within(folder, below):
+        if not _within(folder, below):
+            continue
+        why = waiting.get(ProductName(folder.parent.name, folder.name))
+        if why is None:
             yield display(folder), list(_mistakes(folder, error))
+        else:
+            yield display(folder), [Finding("note", display(folder), 0, f"reads {why}")]
     products = [one for one in discovery.products.values() if _within(one.folder, below)]
     live: dict[Path, list[Finding]] = {}
     if not offline:
         live = _live(settings, discovery, products)
     for product in products:
-        found = [*live.get(product.folder, []), *_changed(discovery, product, before)]
+        found = [*live.get(product.folder, []), *_changed(discovery, product, before, kept.get(product.name))]
+        found += _rules(product)
         if product.derived:
-            found += [*_transformed(discovery, product), *_unread(discovery, product)]
+            found += [*_transformed(discovery, product, kept), *_unread(discovery, product)]
         yield display(product.folder), found
 
 
@@ -178,7 +187,9 @@ def _mistakes(path: Path, error: ContractError) -> Iterator[Finding]:
         )
 
 
-def _changed(discovery: Discovery, product: Product, before: Baseline) -> Iterator[Finding]:
+def _changed(
+    discovery: Discovery, product: Product, before: Baseline, stay: Stay | None
+) -> Iterator[Finding]:
     """What a contract changes for those who read the product, and whether it may."""
     contract, file = product.contract, display(product.contract.path)
     try:
@@ -198,8 +209,8 @@ def _changed(discovery: Discovery, product: Product, before: Baseline) -> Iterat
         unraised = compatibility.unraised(old, contract, changes)
         if unraised is not None:
             yield from _mistakes(contract.path, ContractError.of(file, [unraised]))
-        else:
-            yield from _old_version(discovery, product, old, changes)
+        elif stay is not None:
+            yield from _old_version(product, stay)
     for change in changes:
         if change.breaking and refused is None:
             message = f"breaks what {old.version} promised: {change}"
@@ -208,52 +219,53 @@ def _changed(discovery: Discovery, product: Product, before: Baseline) -> Iterat
             yield Finding("note", file, change.line, f"changed since {old.version}: {change}")
 
 
-def _old_version(
-    discovery: Discovery, product: Product, old: Contract, changes: Sequence[compatibility.Change]
-) -> Iterator[Finding]:
+def _old_version(product: Product, stay: Stay) -> Iterator[Finding]:
     """What becomes of an old version that somebody still reads."""
-    number = compatibility.major(old.version)
-    if number == compatibility.major(product.contract.version) or not number.isdecimal() or number == "0":
+    file, readers = display(product.contract.path), ", ".join(map(str, stay.readers))
+    if stay.problem is not None:
+        message = f"{stay.problem.message}; it is read by {readers}\n  hint: {stay.problem.hint}"
+        yield Finding("mistake", file, 0, message)
         return
-    kept = product.name.kept_version(int(number))
-    pinned = version_readers(discovery, kept)
-    readers = sorted({*pinned, *(name for change in changes if change.breaking for name in change.consumers)})
-    if not readers or kept in discovery.products or ended(old):
-        return
-    file = display(product.contract.path)
-    try:
-        # Of a derived product what it was made by is recorded where it was released.
-        if not product.derived:
-            files_of(old, {}, derived=False, now=product.contract)
-    except ContractError as error:
-        who = ", ".join(map(str, readers))
-        yield Finding("mistake", file, 0, f"{error.message}; it is read by {who}\n  hint: {error.hint}")
-        return
+    number = compatibility.major(stay.old.version)
     yield Finding(
         "note",
         file,
         0,
-        f"version {number} of {product.name} stays beside the new one as {kept}, for "
-        f"{', '.join(map(str, readers))}, until they have moved",
+        f"version {number} of {product.name} stays beside the new one as {stay.name}, for {readers}, "
+        "until they have moved",
     )
 
 
 def _unread(discovery: Discovery, product: Product) -> Iterator[Finding]:
     """A kept version is there for its consumers only."""
-    keeps = product.name.keeps
-    if keeps and keeps[0] in discovery.products and not version_readers(discovery, product.name):
-        file = display(product.contract.path)
-        goes = "goes with the next shift" if product.name in discovery.kept else "may go"
-        message = f"no product subscribes to {product.name}: version {keeps[1]} of {keeps[0]} {goes}"
-        yield Finding("note", file, 0, message)
+    found = support(discovery, product)
+    if found is not None and found.may_go:
+        message = f"keeps version {found.version} of {found.product}: {found.fate}"
+        yield Finding("note", display(product.contract.path), 0, message)
 
 
-def _transformed(discovery: Discovery, product: Product) -> Iterator[Finding]:
+def _rules(product: Product) -> Iterator[Finding]:
+    """What is wrong with the rules of its contract and suites."""
+    try:
+        quality.load(product)
+    except ContractError as error:
+        yield from _mistakes(product.contract.path, error)
+
+
+def _transformed(
+    discovery: Discovery, product: Product, kept: Mapping[ProductName, Stay]
+) -> Iterator[Finding]:
     """Whether a transform makes what its contract promises, as far as its query plan tells."""
     path = product.definition.transform
     assert path is not None  # It is a derived product.
     contract, file = product.contract, display(path)
     looked = inspect(product, input_tables(discovery, product))
+    staying = [stay for stay in kept.values() if stay.problem is None and product.name in stay.unnamed]
+    if looked.error and staying:
+        before = inspect(product, input_tables(as_before(discovery, kept), product))
+        if not before.error:
+            looked, reads = before, ", ".join(str(stay.name) for stay in staying)
+            yield Finding("note", file, 0, f"reads {reads} until it is written anew")
     if looked.error:
         yield Finding("mistake", file, 0, f"the transform cannot be used: {looked.error}")
         return

@@ -59,17 +59,19 @@ def kept_name(contract: Contract) -> ProductName:
     return contract.name.kept_version(int(number))
 
 
-def kept_files(product: Product, until: date | None = None) -> dict[str, bytes]:
+def kept_files(product: Product, until: date | None = None, now: Contract | None = None) -> dict[str, bytes]:
     """The files of a product that keeps the version that another one is at, by path in its folder.
 
     Args:
         product: as it is before it changes.
         until: the last day of support; None: as long as its folder is there.
+        now: what it promises after the change, if that is known.
 
     Raises:
         ContractError: if its version cannot be kept.
     """
-    return files_of(product.contract, folder_files(product.folder), derived=product.derived, until=until)
+    others = folder_files(product.folder)
+    return files_of(product.contract, others, derived=product.derived, until=until, now=now)
 
 
 def files_of(

@@ -1,6 +1,7 @@
-"""What the mesh notes of an old version that it keeps by itself, in the folder that it made for it.
+"""The note in the folder of an old version: who stays with it though they name no version.
 
-A folder without the note is the team's: the mesh never touches it.
+A folder that the mesh made by itself has all its files noted as well, and the mesh removes it when
+nobody reads it any more. One without, or that was edited since, is the team's: the mesh never touches it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Kept:
     Attributes:
         readers: consumers that name no version and rely on the old one -> :func:`written_hash` of each
             when it was kept. They read it until they are written anew.
-        files: path in the folder -> SHA-256 (hex) of what the mesh wrote there.
+        files: path in the folder -> SHA-256 (hex) of what the mesh wrote there by itself.
     """
 
     readers: Mapping[ProductName, str] = field(default_factory=dict)

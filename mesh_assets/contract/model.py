@@ -173,10 +173,15 @@ class Contract:
 
     @property
     def default_table(self) -> TableContract | None:
-        """The table that may be left out of names: the one named like the product, or the only one."""
-        for table in self.tables:
-            if table.name == self.product:
-                return table
+        """The table that may be left out of names: the one named like the product, or the only one.
+
+        Of an old version that is kept it is the one that is named like the product that it keeps.
+        """
+        keeps = self.name.keeps
+        for name in (self.product, keeps[0].product if keeps else ""):
+            for table in self.tables:
+                if table.name == name:
+                    return table
         return self.tables[0] if len(self.tables) == 1 else None
 
     def table(self, name: str) -> TableContract:

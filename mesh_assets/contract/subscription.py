@@ -174,7 +174,7 @@ def _inputs(
                 )
             )
         else:
-            table = default_table(contract) if not one.table else _table(contract, one.table)
+            table = contract.default_table if not one.table else _table(contract, one.table)
             if table is not None:
                 found[one.name] = replace(one, table=table.name)
                 continue
@@ -187,12 +187,6 @@ def _inputs(
             line = definition.line_of("inputs", one.name, "table")
             mistakes.append(Mistake(line, f"input {one.name!r}: {message}", tuple(names), hint))
     return found, mistakes
-
-
-def default_table(contract: Contract) -> TableContract | None:
-    """The table that a subscription may leave out; of a kept version that of the product it keeps."""
-    keeps = contract.name.keeps
-    return contract.default_table or (_table(contract, keeps[0].product) if keeps else None)
 
 
 def _table(contract: Contract, name: str) -> TableContract | None:

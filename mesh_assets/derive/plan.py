@@ -83,7 +83,6 @@ class DerivePlan:
         contract_files: contracts and definitions of the domain and of those that it reads from, and the
             product's transform, with the fingerprint of each, to notice a change cheaply.
         readers: who reads which of its tables.
-        input_contracts: hash of each input's contract as it was when the plan was made.
         home: the installation's folder for derive shifts: claims, scratch space, errors.
     """
 
@@ -93,7 +92,6 @@ class DerivePlan:
     code_hash: str
     contract_files: Mapping[Path, str] = field(hash=False)
     readers: Readers = field(default_factory=dict, hash=False)
-    input_contracts: Mapping[ProductName, str] = field(default_factory=dict, hash=False)
     home: Path = field(kw_only=True)
 
     @property
@@ -293,7 +291,6 @@ def derive_plan(settings: Settings, discovery: Discovery, name: ProductName) -> 
         product.code_hash,
         _files(product),
         table_readers(discovery, name),
-        {one.product: discovery.product(one.product).contract.hash for one in product.definition.inputs},
         home=settings.home.absolute() / _HOME,
     )
 

@@ -431,12 +431,12 @@ class DeriveShift:
         return heads if self._planned_for(course, heads) else None
 
     def _planned_for(self, course: _Course, heads: Heads) -> bool:
-        """Whether the plan knows the contracts that these versions were made under.
+        """Whether the plan may be held against the contracts that these versions were made under.
 
-        One that it does not may be new: who read the old one may have to read what keeps that.
+        One that was not met before may be new, also to a plan that has read it: who read the old one
+        may have to read what keeps that, which is there before the first version under the new one.
         """
-        known = course.plan.input_contracts
-        others = {row.contract_hash for name, row in heads.items() if row.contract_hash != known.get(name)}
+        others = {row.contract_hash for row in heads.values()}
         if others <= course.contracts:
             return True
         if course.plan.contracts_changed():

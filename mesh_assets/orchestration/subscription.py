@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh_assets.contract.discovery import Discovery, Product
-from mesh_assets.errors import UnknownName
+from mesh_assets.errors import ContractError, UnknownName
 from mesh_assets.names import ProductName
 
 SEEN_TAG = ".dagster/mesh_seen"
@@ -77,7 +77,15 @@ def root_sources(products: Iterable[Product], discovery: Discovery) -> list[str]
 
 def code_text(products: Iterable[Product]) -> str:
     """Changes with whatever decides how products are derived."""
-    return ",".join(f"{one.name}:{one.contract.hash[:12]}:{one.code_hash[:12]}" for one in products)
+    return ",".join(f"{one.name}:{one.contract.hash[:12]}:{_code_hash(one)[:12]}" for one in products)
+
+
+def _code_hash(product: Product) -> str:
+    try:
+        return product.code_hash
+    except ContractError:
+        # Its folder was removed meanwhile, as that of an old version is: it is no longer planned next time.
+        return ""
 
 
 def seen_text(heads: Heads, code: str, behind: Iterable[ProductName] = ()) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime
 from pathlib import Path
 
 from mesh_assets.catalog.releases import Releases
@@ -19,11 +18,12 @@ from mesh_assets.contract import compatibility
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.document import display
 from mesh_assets.contract.keeping import files_of, folder_files
-from mesh_assets.contract.kept import KEPT_FILE, Kept, written_hash
+from mesh_assets.contract.kept import KEPT_FILE, Kept
 from mesh_assets.contract.model import Contract
+from mesh_assets.contract.support import ended, version_readers
 from mesh_assets.errors import ContractError
 from mesh_assets.names import Layout, ProductName
-from mesh_assets.readers import column_readers
+from mesh_assets.readers import unnamed_readers
 
 _NEW, _GONE = ".new", ".gone"
 
@@ -71,8 +71,10 @@ def record_release(layout: Layout, product: Product, code_hash: str = "") -> str
     held = releases.at(contract.version)
     if held is None:
         releases.record(contract)
-    if product.code_hash == code_hash:
-        releases.record_made_by(contract.version, folder_files(product.folder))
+    # Its folder may be gone by now.
+    with suppress(ContractError):
+        if product.code_hash == code_hash:
+            releases.record_made_by(contract.version, folder_files(product.folder))
     if held is None or held.contract.hash == contract.hash:
         return None
     return (
@@ -129,46 +131,9 @@ def keep_old_versions(layout: Layout, product: Product) -> list[str]:
     return done
 
 
-def version_readers(discovery: Discovery, kept: ProductName) -> tuple[ProductName, ...]:
-    """The products that read a version that is, or could be, kept; those refused are among them."""
-    assert kept.keeps is not None  # It is named so.
-    product, number = kept.keeps
-    found = {
-        consumer.name
-        for consumer in (*discovery.products.values(), *discovery.refused.values())
-        for one in consumer.definition.inputs
-        if one.product == kept or (one.product == product and one.version == number)
-    }
-    return tuple(sorted(found))
-
-
-def unnamed_readers(discovery: Discovery, old: Contract, new: Contract) -> dict[ProductName, str]:
-    """The products that name no version and read what a new one takes back, and how each is written."""
-    changes = compatibility.compare(old, new)
-    if any(change.breaking for change in changes):
-        changes = compatibility.compare(old, new, column_readers(discovery, old))
-    hurt = {name for change in changes if change.breaking for name in change.consumers}
-    consumers = {**discovery.refused, **discovery.products}
-    return {
-        name: written_hash(consumers[name].definition)
-        for name in sorted(hurt)
-        if any(one.product == old.name and one.version is None for one in consumers[name].definition.inputs)
-    }
-
-
 def _kept_name(contract: Contract) -> ProductName | None:
     number = compatibility.major(contract.version)
     return contract.name.kept_version(int(number)) if number.isdecimal() and int(number) else None
-
-
-def ended(contract: Contract) -> bool:
-    """Whether the support that a contract promises is over."""
-    end = contract.promise("endOfSupport")
-    if end is None:
-        return False
-    with suppress(ValueError):
-        return datetime.now(UTC).date() > date.fromisoformat(str(end.value)[:10])
-    return False
 
 
 def _surely(discovery: Discovery, folder: Path) -> bool:
@@ -205,8 +170,8 @@ def _keep(
         raise ContractError(
             f"version {old.version} of {product.name} is still read, and cannot be kept: "
             f"{display(folder)} cannot be written: {error.strerror}",
-            hint=f"keep it where the products are edited, and deliver that: mesh keep {product.name} "
-            "--from <where it still is>",
+            hint=f"where the products are edited, run `mesh keep {product.name} --from REVISION`, one with "
+            f"{old.version}, commit {display(folder)} and deliver it; until then the changes wait",
         ) from error
 
 

@@ -44,9 +44,15 @@ def change(contract: Path, *replacements: tuple[str, str]) -> None:
 
 
 def without_amount(contract: Path) -> None:
-    """Take the column ``amount`` out of sales.orders."""
+    """Take the column ``amount`` out of sales.orders, and what its suite expects of that."""
     before, _, rest = contract.read_text().partition(AMOUNT)
     contract.write_text(before + rest[rest.index("      - name: placed_at") :])
+    suite = contract.parent / "expectations" / "orders.json"
+    content = json.loads(suite.read_text())
+    content["expectations"] = [
+        one for one in content["expectations"] if one["kwargs"].get("column") != "amount"
+    ]
+    suite.write_text(json.dumps(content))
 
 
 def release(contract: Path) -> None:
@@ -93,26 +99,85 @@ def test_a_raised_major_version_may_break_and_the_old_one_stays(mesh: Run, produ
         "note: products/sales/orders/contract.yaml: version 1 of sales.orders stays beside the new one as "
         "sales.orders_v1, for finance.revenue, sales.customer_360, until they have moved"
     ) in result.stdout
-    # A team that wants to edit it writes its folder itself.
-    kept = mesh("keep", "sales.orders", "--from", "other", "--until", "2999-12-31")
-    assert kept.stdout == (
-        "products/sales/orders_v1: contract.yaml, defs.yaml, expectations/orders.json, transform.py\n"
-    )
-    assert mesh("keep", "sales.orders", "--from", "other").exit_code == 1
-    result = mesh("validate", "products/sales/orders", "--offline")
-    assert result.exit_code == 0, result.output
-    assert "note: products/sales/orders/contract.yaml:" in result.stdout
-    assert "breaks what 1.0.0 promised: orders: column 'amount' was removed; read by finance" in result.stdout
-    # Its consumers stay with it by saying so.
-    assert mesh("validate", "--offline").exit_code == 1
-    assert "no product subscribes to sales.orders_v1" in mesh("validate", "--offline").stdout
-    for name in ("finance/revenue", "sales/customer_360"):
-        definition = products / name / "defs.yaml"
-        text = definition.read_text().replace("sales.orders\n", "sales.orders\n      version: 1\n")
-        definition.write_text(text)
+    # Its readers are told, and need not do anything.
     result = mesh("validate", "--offline")
     assert result.exit_code == 0, result.output
-    assert "no product subscribes" not in result.stdout
+    for reader in ("finance/revenue", "sales/customer_360"):
+        assert (
+            f"products/{reader}/transform.py: reads sales.orders_v1 until it is written anew" in result.stdout
+        )
+    # A team that wants to edit it, or to deliver it itself, writes its folder.
+    kept = mesh("keep", "sales.orders", "--from", "other", "--until", "2999-12-31")
+    assert kept.stdout == (
+        "products/sales/orders_v1: contract.yaml, defs.yaml, expectations/orders.json, kept.json, "
+        "transform.py\n"
+        "read until they are written anew by finance.revenue, sales.customer_360\n"
+    )
+    assert mesh("keep", "sales.orders", "--from", "other").exit_code == 1
+    result = mesh("validate", "--offline")
+    assert result.exit_code == 0, result.output
+    assert "note: products/sales/orders/contract.yaml:" in result.stdout
+    assert "breaks what 1.0.0 promised: orders: column 'amount' was removed" in result.stdout
+    assert "until it is written anew" not in result.stdout
+    (told,) = [one["keeps"] for one in json.loads(mesh("products", "--json").stdout) if one["keeps"]]
+    assert told == {
+        "product": "sales.orders",
+        "version": "1.0.0",
+        "readers": ["finance.revenue", "sales.customer_360"],
+        "until": "2999-12-31",
+        "may_go": False,
+        "removed_by_mesh": False,
+        "folder": str(products / "sales" / "orders_v1"),
+    }
+    text = "version 1.0.0 of sales.orders, for finance.revenue, sales.customer_360, until 2999-12-31"
+    assert text in mesh("show", "sales.orders_v1").stdout
+    # Written anew, they stay by saying so, and else they move.
+    for name in ("finance/revenue", "sales/customer_360"):
+        change(products / name / "defs.yaml", ("sales.orders\n", "sales.orders\n      version: 1\n"))
+    assert mesh("validate", "products/finance/revenue", "--offline").exit_code == 0
+    for name in ("finance/revenue", "sales/customer_360"):
+        change(products / name / "defs.yaml", ("version: 1", "version: 2"))
+    change(
+        products / "sales" / "customer_360" / "defs.yaml",
+        ("table: order_lines", "version: 2\n      table: order_lines"),
+    )
+    result = mesh("validate", "--offline")
+    assert result.exit_code == 1
+    assert "products/finance/revenue/transform.py: the transform cannot be used: " in result.stdout
+    goes = "nobody reads it any more: remove products/sales/orders_v1; what it held stays in the lake"
+    assert (
+        f"products/sales/orders_v1/contract.yaml: keeps version 1.0.0 of sales.orders: {goes}"
+        in result.stdout
+    )
+    assert f"sales.orders_v1 keeps version 1.0.0 of sales.orders: {goes}" in mesh("products").stdout
+
+
+def test_who_names_a_version_is_told_that_it_will_be_kept(mesh: Run, products: Path) -> None:
+    contract = products / "sales" / "orders" / "contract.yaml"
+    definition = products / "finance" / "revenue" / "defs.yaml"
+    change(definition, ("sales.orders\n", "sales.orders\n      version: 1\n"))
+    release(contract)
+    without_amount(contract)
+    change(contract, ("version: 1.0.0", "version: 2.0.0"))
+    result = mesh("validate", "--offline")
+    assert result.exit_code == 0, result.output
+    assert (
+        "note: products/finance/revenue: reads sales.orders_v1, which is kept as soon as sales.orders "
+        "2.0.0 is released"
+    ) in result.stdout
+    # There never was a version 3.
+    change(definition, ("version: 1", "version: 3"))
+    result = mesh("validate", "--offline")
+    assert result.exit_code == 1
+    assert "reads version 3 of sales.orders, which is not kept" in result.stdout
+
+
+def test_a_rule_about_a_column_that_is_gone_is_a_mistake(mesh: Run, products: Path) -> None:
+    suite = products / "sales" / "orders" / "expectations" / "orders.json"
+    change(suite, ('"column": "amount"', '"column": "total"'))
+    result = mesh("validate", "products/sales/orders", "--offline")
+    assert result.exit_code == 1
+    assert "expectations/orders.json:28: table orders has no column 'total'" in result.stdout
 
 
 def test_an_old_version_that_cannot_stay_is_a_mistake(mesh: Run, products: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +12,9 @@ import psycopg
 import pytest
 
 from mesh_assets.catalog.releases import Releases
+from mesh_assets.cli.keeping import keep
 from mesh_assets.contract.kept import KEPT_FILE, Kept
+from mesh_assets.contract.support import support
 from mesh_assets.derive.rebuild import rebuild
 from mesh_assets.derive.shift import DeriveShift
 from mesh_assets.ingest.shift import Shift
@@ -43,7 +47,7 @@ class Heard(Silent):
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.when_asked: Callable[[], None] | None = None
+        self.when_asked: Callable[[], object] | None = None
 
     def message(self, text: str) -> None:
         self.said.append(text)
@@ -254,6 +258,26 @@ def test_a_running_shift_takes_no_version_under_a_contract_that_it_does_not_know
     assert mesh.inputs("finance.reader") == [NOTES_V1]
 
 
+def test_a_shift_planned_between_edit_and_release_takes_nothing_of_the_new_version(
+    organisation: Organisation,
+) -> None:
+    mesh = organisation
+    mesh.reader("finance.reader", "sales.orders", "amount")
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    mesh.sql(MORE, "insert into shop.orders values (3, 3, 4)")
+    mesh.write("sales/orders/contract.yaml", RAISED, TOTAL)
+    # The plan has read the new contract; the old version is kept, and the new one made, while it runs.
+    plans = Mesh(mesh.settings).derive_plans("finance")
+    shift = DeriveShift(plans, budget=Budget(idle_seconds=30.0, batch_seconds=0.02), observer=mesh.heard)
+    mesh.heard.when_asked = mesh.capture
+    assert shift.run().reason == "contract changed"
+    assert mesh.rows("finance.reader") == [(1, "1.50"), (2, None)]
+    mesh.heard.when_asked = None
+    assert mesh.derive() == {}
+    assert mesh.inputs("finance.reader") == [ORDERS_V1]
+    assert mesh.rows("finance.reader") == [(1, "1.50"), (2, None), (3, "3.00")]
+
+
 def test_a_release_that_would_strand_readers_is_refused(organisation: Organisation) -> None:
     mesh = organisation
     mesh.reader("finance.reader", "sales.orders", "amount")
@@ -272,6 +296,48 @@ def test_a_release_that_would_strand_readers_is_refused(organisation: Organisati
     (mesh.folder.root / "sales" / "orders" / "contract.yaml").write_text(original)
     assert (mesh.capture(), mesh.derive()) == ({}, {})
     assert mesh.rows("finance.reader") == [(1, "1.50"), (2, None), (3, "3.00")]
+
+
+def test_where_nothing_can_be_written_the_old_version_is_delivered(
+    organisation: Organisation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh = organisation
+    mesh.reader("finance.pinned", "sales.orders", "amount", version="1")
+    mesh.reader("finance.unnamed", "sales.orders", "amount")
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    shutil.copytree(mesh.folder.root, tmp_path / "before")
+    (mesh.folder.root / "sales" / ".orders_v1.new").write_text("")
+    mesh.write("sales/orders/contract.yaml", RAISED, TOTAL)
+    mesh.sql(MORE, "insert into shop.orders values (3, 3, 4)")
+    assert "commit products/sales/orders_v1 and deliver it" in mesh.capture()["shop.orders"]
+    assert mesh.derive() == {}
+    # What the error says, where the products are edited.
+    keep(mesh.settings, "sales.orders", state=str(tmp_path / "before"), until=None, as_json=True)
+    assert json.loads(capsys.readouterr().out)["readers"] == ["finance.unnamed"]
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    assert mesh.inputs("finance.pinned") == mesh.inputs("finance.unnamed") == [ORDERS_V1]
+    expected = [(1, "1.50"), (2, None), (3, "3.00")]
+    assert mesh.rows("finance.pinned") == mesh.rows("finance.unnamed") == expected
+    assert Mesh(mesh.settings).open("sales.orders").polars().sort("id")["total"].to_list() == [
+        None,
+        None,
+        Decimal("4.00"),
+    ]
+    # They move; the folder is the team's, so it stays until the team removes it.
+    for name in ("pinned", "unnamed"):
+        mesh.write(f"finance/{name}/transform.py", ("amount", "total"))
+    mesh.write("finance/pinned/defs.yaml", ("version: 1", "version: 2"))
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    discovery = mesh.folder.discover()
+    found = support(discovery, discovery.product(ORDERS_V1))
+    assert found is not None
+    assert found.fate == (
+        "nobody reads it any more: remove products/sales/orders_v1; what it held stays in the lake"
+    )
+    shutil.rmtree(found.folder)
+    mesh.sql("update shop.orders set total = 9 where id = 2")
+    assert (mesh.capture(), mesh.derive()) == ({}, {})
+    assert mesh.rows("finance.unnamed") == [(1, None), (2, "9.00"), (3, "4.00")]
 
 
 def test_what_the_new_version_captures_no_more_cannot_be_kept(organisation: Organisation) -> None:

@@ -44,6 +44,13 @@ def test_a_lost_slot_and_much_wal_and_a_long_silence_need_one() -> None:
     assert due(head(), seen(), NOW + 601) == "no shift for 10 minutes"
 
 
+def test_other_contracts_need_one_though_nothing_changes_at_the_source() -> None:
+    memory = seen()
+    assert due(head(), memory, NOW, "raised") == "its contracts have changed"
+    memory.contracts = "raised"
+    assert due(head(), memory, NOW, "raised") is None
+
+
 def test_without_a_memory_one_short_shift_is_started() -> None:
     assert due(head(), Seen(shift_at=NOW), NOW) is None
     assert due(head(wal=1001), Seen(shift_at=NOW), NOW) == "it has new changes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,13 @@ def test_changes_on_their_way_need_one() -> None:
         True,
         "changes of sales.app are being captured",
     )
+
+
+def test_a_product_whose_folder_was_removed_is_other_code(products: Path) -> None:
+    own = [discover(products).products[ProductName("sales", "customer_360")]]
+    before = code_text(own)
+    shutil.rmtree(own[0].folder)
+    assert code_text(own) not in ("", before)
 
 
 def test_other_code_needs_one(products: Path) -> None:
