@@ -54,6 +54,7 @@ class DeriveLineage:
         self._columns: dict[ProductName, tuple[str, ColumnLineage | None]] = {}
         self._schemas: dict[ProductName, dict[str, pl.Schema]] = {}
         self._inputs: dict[ProductName, dict[str, str]] = {}
+        self._made: set[ProductName] = set()
         self._recovered: set[ProductName] = set()
         self._layout = plans[0].layout
         self._lock = threading.RLock()
@@ -65,7 +66,10 @@ class DeriveLineage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for recording in self._open.values():
+        for name, recording in self._open.items():
+            if name not in self._made:
+                # Nothing was written that a column could be told of, and its function may never end.
+                self._columns.setdefault(name, (self._plans[name].code_hash, None))
             recording.end(error)
         self._open.clear()
         self.recorder.close()
@@ -119,6 +123,7 @@ class DeriveLineage:
     def version(self, report: VersionReport) -> None:
         """A product version is durable: list every Delta version that it covers, and what it was made of."""
         plan, recording = self._plans[report.name], self._open[report.name]
+        self._made.add(report.name)
         for one in plan.inputs:
             name = lake_dataset(self._inputs[plan.name][one.name])
             recording.read(name)

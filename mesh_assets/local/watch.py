@@ -13,16 +13,18 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from mesh_assets.cdc.source import Source, SourceConfig
-from mesh_assets.contract.discovery import Product, discover
+from mesh_assets.contract.discovery import Product
 from mesh_assets.errors import LakeError, MeshError, TableMissing
 from mesh_assets.lake.current import Current
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.local.sight import ProductSight, Sight, SourceSight
 from mesh_assets.names import CURRENT, Layout, ProductName, local_folder
+from mesh_assets.orchestration.component import discovered
 from mesh_assets.orchestration.head import Head, HeadReader, source_config
 from mesh_assets.settings import Settings
 from mesh_assets.status import waiting_since
@@ -95,7 +97,7 @@ class Watch:
         self._web_url = web_url
         self._descriptor = descriptor
         self._since = time.time()
-        self._discovery = discover(settings.products)
+        self._discovery = discovered(settings.products)
         self._reader = HeadReader(_HEAD_TIMEOUT_SECONDS)
         self._lags: dict[str, Lag] = {}
         self._versions: dict[ProductName, VersionLog] = {}
@@ -115,6 +117,9 @@ class Watch:
                 ready = self._dagster.get("web") and not self._dagster.get("daemons")
                 dagster_due = now + (_DAGSTER_SECONDS if ready else _BUSY_SECONDS)
             if now >= lake_due:
+                with suppress(MeshError):
+                    # Products come and go, old versions that are kept by themselves.
+                    self._discovery = discovered(self._settings.products)
                 before, self._products = self._products, self._look_at_products()
                 idle = before == self._products and all(not one.lag_seconds for one in sources)
                 lake_due = now + _LAKE_SECONDS * (_IDLE_FACTOR if idle else 1)

@@ -144,7 +144,7 @@ PRINTING = (
     HEAD
     + """\
     import logging, os, warnings
-    rows = inputs["customers"].collect()
+    rows = inputs["customers"].collect().sort("customer_id")
     print(rows["region"][0])
     logging.warning(rows["region"][1])
     warnings.warn(rows["region"][2])
