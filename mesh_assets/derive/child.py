@@ -101,7 +101,11 @@ def main() -> None:
 def _printing(path: str | None) -> Iterator[None]:
     """Let what is printed inside, by native code and children too, go to a file, if one is given."""
     if path is None:
-        yield
+        try:
+            yield
+        finally:
+            # This process may be ended before it would do so by itself.
+            _flush()
         return
     _flush()
     kept = os.dup(2)
