@@ -382,10 +382,12 @@ class VersionLog:
         after = self.at(below.version + 1) if below.version < latest.version else latest
         assert after is not None  # Versions are dense.
         upper = dict(after.tables)
-        if below.version == latest.version and value > found[column]:
-            if horizon is None or value > _reach(horizon, column):
+        if below.version == latest.version:
+            observed = horizon is not None and value <= _reach(horizon, column)
+            if value > found[column] and not observed:
                 raise self._refused(column, value, latest, horizon)
-            for table, seq in horizon.tables.items():
+            # Also at the version's own moment: several transactions may have committed then.
+            for table, seq in horizon.tables.items() if horizon is not None and observed else ():
                 upper[table] = max(seq, upper.get(table, -1))
         lower = {table: below.tables.get(table, -1) for table in upper}
         rows = [
