@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,8 @@ def _interrupts(watcher: Watcher) -> Iterator[None]:
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, previous)
-        note("ending after this batch; Ctrl-C again ends at once", "yellow")
+        # Past Python's streams: what the signal interrupts may be in the middle of writing to them.
+        os.write(2, b"ending after this batch; Ctrl-C again ends at once\n")
         watcher.cancel()
 
     previous = signal.signal(signal.SIGINT, interrupted)

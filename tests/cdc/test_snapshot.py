@@ -22,6 +22,7 @@ from mesh_assets.cdc.source import Source, SourceConfig
 from mesh_assets.cdc.stream import ReplicationStream
 from mesh_assets.errors import CredentialsRejected, SnapshotBlocked, SnapshotStale, SourceDisconnected
 from mesh_assets.local.postgres import Cluster
+from tests.waiting import until
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -109,10 +110,7 @@ def test_no_trace_is_left(source: Source, application: Connection) -> None:
     count = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
     with ExportedSnapshot(source):
         assert application.execute(count).fetchone() == (1,)
-    deadline = time.monotonic() + 5
-    while application.execute(count).fetchone() != (0,):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: application.execute(count).fetchone() == (0,), "no slot", 5)
 
 
 @pytest.mark.parametrize("row_count", [3, 10, 1000])
@@ -321,11 +319,13 @@ def test_snapshot_and_stream_join_exactly_beside_writers(source: Source, applica
     application.execute("INSERT INTO shop.item SELECT i, 'b', 0 FROM generate_series(1, 400) i")
     source.ensure_publication(slot_is_new=True)
     stop = threading.Event()
+    written: list[int] = []
 
     def write(seed: int) -> None:
         with psycopg.connect(source.config.url, autocommit=True) as writer:
             number = seed
             while not stop.is_set():
+                written.append(number)
                 number = (number * 1103515245 + 12345) % 2**31
                 key = number % 600
                 if number % 5 == 0:
@@ -337,6 +337,10 @@ def test_snapshot_and_stream_join_exactly_beside_writers(source: Source, applica
                         (key,),
                     )
 
+    def more(count: int) -> None:
+        goal = len(written) + count
+        until(lambda: len(written) >= goal, f"{count} more changes")
+
     writers = [threading.Thread(target=write, args=(seed,)) for seed in (1, 2)]
     for thread in writers:
         thread.start()
@@ -344,10 +348,10 @@ def test_snapshot_and_stream_join_exactly_beside_writers(source: Source, applica
         source.create_slot()
         relation = source.describe("shop.item")
         with ExportedSnapshot(source) as snapshot:
-            time.sleep(0.3)  # Let the writers get ahead of the snapshot.
+            more(100)
             frames = [chunk.frame for chunk in chunks(source, relation, snapshot, row_count=50)]
             lsn = snapshot.lsn
-        time.sleep(0.2)
+        more(100)
     finally:
         stop.set()
         for thread in writers:

@@ -30,6 +30,7 @@ from mesh_assets.errors import (
     UnknownName,
 )
 from mesh_assets.local.postgres import Cluster
+from tests.waiting import until
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -52,13 +53,6 @@ def config(database_url: str) -> SourceConfig:
 def source(config: SourceConfig, application: Connection) -> Iterator[Source]:
     with Source(config) as made:
         yield made
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout_seconds: float = 10) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -124,7 +118,7 @@ def test_the_access_rules_refuse(postgres: Cluster, config: SourceConfig) -> Non
                     Source(replace(config, url=url)).preflight()
                 return str(caught.value)
 
-            wait_for(lambda: "pg_hba.conf rejects" in refused(), "the rule")
+            until(lambda: "pg_hba.conf rejects" in refused(), "the rule", 10)
             assert "add a line for this user" in refused()
         finally:
             rules.write_text(before)
@@ -468,7 +462,7 @@ def test_whoever_keeps_a_slot_from_being_made_is_named(
         assert "application nightly-report, idle in transaction" in str(caught.value)
         assert f"database {database_url.rsplit('/', 1)[1]}" in str(caught.value)
         blocker.rollback()
-    wait_for(lambda: source.slot() is None, "the unfinished slot is gone")
+    until(lambda: source.slot() is None, "the unfinished slot is gone", 10)
     assert source.create_slot(timeout_seconds=10) > 0
 
 
@@ -603,7 +597,7 @@ def test_the_head_counts_changes(
     application.execute("UPDATE shop.item SET body = 'c'; DELETE FROM shop.item WHERE id = 1")
     application.execute("INSERT INTO shop.t VALUES (1, '2026-02-02')")
     application.execute("SELECT pg_stat_force_next_flush()")
-    wait_for(lambda: wider.head().changes == 6, "all changes counted")
+    until(lambda: wider.head().changes == 6, "all changes counted", 10)
     assert wider.table_changes() == {"shop.item": 5, "shop.t": 1}
     head = wider.head()
     assert (head.slot_confirmed_lsn, head.wal_status, head.active) == (lsn, "reserved", False)

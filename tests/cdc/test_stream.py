@@ -28,6 +28,7 @@ from mesh_assets.errors import (
     SourceError,
 )
 from mesh_assets.local.postgres import Cluster
+from tests.waiting import until
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -109,13 +110,6 @@ def end_lsn(messages: list[bytes]) -> int:
     return int.from_bytes(messages[-1][10:18], "big")
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_seconds: float = 10) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("plain_socket", [True, False])
 def test_changes_arrive_in_commit_order(
     application: Connection, open_stream: Callable[..., ReplicationStream], plain_socket: bool
@@ -150,7 +144,7 @@ def test_what_was_not_acknowledged_comes_again(
     assert [m for m in again if m[:1] == b"I"] == [m for m in one + rest if m[:1] == b"I"]
     second.acknowledge(end_lsn(again))
     slot = source.slot
-    wait_for(lambda: (found := slot()) is not None and found.confirmed_lsn == end_lsn(again), "confirmed")
+    until(lambda: (found := slot()) is not None and found.confirmed_lsn == end_lsn(again), "confirmed", 10)
     second.acknowledge(1)
     assert second.acknowledged == end_lsn(again)
     second.close()
@@ -242,7 +236,7 @@ def test_a_publication_that_vanishes_while_streaming_is_noticed(
         return False
 
     with pytest.raises(PublicationLost):
-        wait_for(receive, "told")
+        until(receive, "told", 10)
 
 
 @pytest.mark.parametrize("plain_socket", [True, False])
@@ -254,7 +248,7 @@ def test_a_terminated_backend_is_a_disconnection(
     changes(stream, 1)
     application.execute("SELECT pg_terminate_backend(%s, 5000)", (stream.pid,))
     with pytest.raises(SourceDisconnected, match="terminating connection"):
-        wait_for(lambda: stream.receive(0.1) < 0, "told")
+        until(lambda: stream.receive(0.1) < 0, "told", 10)
     with pytest.raises(SourceDisconnected):
         stream.receive(0)
     stream.close()
@@ -280,7 +274,7 @@ def test_feedback_goes_on_while_the_caller_works(
         assert row is not None, "the server gave up"
         return bool(row[0])
 
-    wait_for(replied, "feedback three timeouts later")
+    until(replied, "feedback three timeouts later", 10)
     assert time.monotonic() - began > 1.3
     application.execute("INSERT INTO item VALUES (1, 'a')")
     assert inserts(changes(stream, 1)) == 1
@@ -300,10 +294,10 @@ def test_keepalives_move_the_wal_end(
             pass
         return stream.wal_end >= mark
 
-    wait_for(passed, "a keepalive beyond the heartbeat")
+    until(passed, "a keepalive beyond the heartbeat", 10)
     stream.acknowledge(stream.wal_end)
     slot = source.slot
-    wait_for(lambda: (found := slot()) is not None and found.confirmed_lsn >= mark, "confirmed")
+    until(lambda: (found := slot()) is not None and found.confirmed_lsn >= mark, "confirmed", 10)
 
 
 @pytest.mark.parametrize("plain_socket", [True, False])

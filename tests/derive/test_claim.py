@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from mesh_assets.lake.version import VersionLog
 from tests.derive.test_property import minimal
 from tests.derive.test_shift import same
 from tests.derive.world import CUSTOMERS, EAGER, ORDERS, SPENDING, SPENDING_TRANSFORM, World
+from tests.waiting import until
 
 SECONDS = 120
 WAITING = """\
@@ -56,14 +56,6 @@ def process(world: World, claim_seconds: float) -> Iterator[subprocess.Popen[str
             yield started
         finally:
             started.kill()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def told(process: subprocess.Popen[str], text: str) -> str:

@@ -28,7 +28,6 @@ from mesh_assets.names import CHANGES, Layout, ProductName
 from mesh_assets.status import product_status
 from tests.derive.test_crash import change, shift
 from tests.derive.world import (
-    CUSTOMERS,
     FOLDING,
     ORDERS,
     SPENDING,
@@ -91,17 +90,7 @@ def raised(world: World, version: str = "2.0.0") -> None:
 
 def same(world: World, tables: Mapping[str, tuple[pa.Schema, tuple[str, ...]]], transform: str) -> None:
     """The spending is what a transform makes of the books, in the contract's types."""
-    customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
-    inputs = {
-        "customers": customers.frame("customers").lazy(),
-        "orders": orders.frame("orders").lazy(),
-        "lines": orders.frame("lines").lazy(),
-    }
-    module: dict[str, object] = {}
-    exec(transform, module)
-    made: Mapping[str, pl.LazyFrame] = module["transform"](inputs)  # type: ignore[operator]
-    for table, rows in made.items():
-        wanted = rows.collect().sort(tables[table][1])
+    for table, wanted in world.expected(transform, tables).items():
         assert_frame_equal(world.rows(SPENDING, table), wanted, check_column_order=False)
     regions = world.rows(SPENDING, "spending").group_by("region").agg(pl.col("total").sum()).sort("region")
     assert world.rows(REGIONS, "regions").rows() == regions.rows()

@@ -407,7 +407,11 @@ class World:
         """A product's change log, in its newest generation."""
         return ChangeLog.open(self.mesh.changes_uri(name, table)).scan().collect().sort("_seq")
 
-    def expected(self) -> dict[str, pl.DataFrame]:
+    def expected(
+        self,
+        transform: str = SPENDING_TRANSFORM,
+        tables: Mapping[str, tuple[pa.Schema, Sequence[str]]] = SPENDING_TABLES,
+    ) -> dict[str, pl.DataFrame]:
         """What the spending's transform makes of the books."""
         customers, orders = self.writer(CUSTOMERS), self.writer(ORDERS)
         inputs = {
@@ -416,8 +420,8 @@ class World:
             "lines": orders.frame("lines").lazy(),
         }
         module: dict[str, Any] = {}
-        exec(SPENDING_TRANSFORM, module)
+        exec(transform, module)
         return {
-            table: rows.collect().sort(SPENDING_TABLES[table][1])
+            table: rows.collect().sort(tables[table][1])
             for table, rows in module["transform"](inputs).items()
         }

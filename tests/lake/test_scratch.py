@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mesh_assets.lake.scratch import Scratch
+from tests.waiting import until
 
 SECONDS = 120
 FOLD = """
@@ -72,14 +72,6 @@ def process(place: Path, code: str) -> Iterator[subprocess.Popen[str]]:
             yield started
         finally:
             started.kill()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def filled(place: Path) -> set[Path]:

@@ -8,31 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import psutil
 
+from tests.waiting import until
+
 PROJECT = Path(__file__).resolve().parents[2]
 MESH = Path(sys.executable).with_name("mesh")
-PATIENCE_SECONDS = 240.0
-"""When what has not come is given up: for what hangs, not for what is slow. Longer than `mesh up` waits."""
-
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T], what: str, timeout_seconds: float = PATIENCE_SECONDS) -> T:
-    """Wait until the condition is truthy, and return what it gave."""
-    deadline = time.monotonic() + timeout_seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_seconds:.0f} s"
-        time.sleep(0.1)
-    return found
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

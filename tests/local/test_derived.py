@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.local.running import Running, processes_of, until
+from tests.local.running import Running, processes_of
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -20,7 +20,8 @@ from mesh_assets.errors import MeshError
 from mesh_assets.names import ProductName
 from mesh_assets.product import Mesh
 from mesh_assets.settings import Settings
-from tests.local.running import PROJECT, Running, processes_of, until
+from tests.local.running import PROJECT, Running, processes_of
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import stat
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psycopg
 import pytest
 
 from mesh_assets.local import organisation
+from mesh_assets.local.organisation import application
 from mesh_assets.local.organisation.application import Application, Runner, schema
 from mesh_assets.local.organisation.distribution import Distribution
 from mesh_assets.local.organisation.finance import Finance
@@ -245,6 +250,32 @@ def test_a_signal_ends_an_application_within_a_second(cluster: Cluster) -> None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=10) == 0
             assert time.monotonic() - asked < 2
+
+
+def test_a_signal_at_any_moment_ends_an_application(cluster: Cluster) -> None:
+    """Its handler runs between any two lines, wherever the application waits."""
+    watched = {application.__file__, threading.__file__}
+    for last in itertools.count(1):
+        runner = Runner(Finance, cluster.url("finance", "finance_app"), rate=1000, seed=1)
+        seen = 0
+
+        def look(
+            frame: FrameType, event: str, _: object, runner: Runner = runner, last: int = last
+        ) -> Callable[..., Any]:
+            nonlocal seen
+            seen += event == "line" and frame.f_code.co_filename in watched
+            if seen == last:
+                runner.stop()
+            return look
+
+        sys.settrace(look)
+        try:
+            runner.run(count=3)
+        finally:
+            sys.settrace(None)
+        if seen < last:
+            break
+    assert last > 50
 
 
 def test_an_application_without_address_says_so() -> None:

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from mesh_assets.local.live import lines, render
 from mesh_assets.local.sight import ProductSight, Sight, SourceSight
+from tests.waiting import until
 
 # What forks is a process of its own, as in operation: this one has threads.
 SUPERVISOR = """
@@ -44,13 +43,6 @@ for child in children:
     child.stop(5)
 guardian.dismiss()
 """
-
-
-def until(condition: Callable[[], bool], timeout_seconds: float = 120) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

@@ -14,7 +14,8 @@ import pytest
 
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import Layout, ProductName
-from tests.local.running import Running, until
+from tests.local.running import Running
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -24,6 +23,7 @@ from mesh_assets.orchestration.launcher import (
     fail_orphaned_runs,
 )
 from tests.orchestration.job import told
+from tests.waiting import until
 
 NURSERY = """
 import sys
@@ -32,13 +32,6 @@ from mesh_assets.local.nursery import Nursery, warm_up
 warm_up()
 sys.exit(Nursery(sys.argv[1], Path(sys.argv[2])).serve())
 """
-
-
-def until(condition: Callable[[], object], timeout_seconds: float = 120) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

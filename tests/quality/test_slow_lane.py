@@ -19,7 +19,7 @@ from mesh_assets.names import ProductName
 from mesh_assets.quality import child, docs, evaluate, suite_result
 from mesh_assets.quality.rule import Expectation, Metric, Query, Rule, Severity, Skipped, Status
 from mesh_assets.quality.slow import validate
-from tests.local.running import until
+from tests.waiting import until
 
 ROWS = pl.DataFrame(
     {"id": [1, 2, 3, 4], "name": ["ab", "ac", None, "é"], "doc": ['{"a": 1}', "{", "[]", None]}

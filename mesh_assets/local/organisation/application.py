@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +34,7 @@ _ROLLBACK_SHARE = 0.05
 _SAVEPOINT_SHARE = 0.03
 _REPORT_SECONDS = 60.0
 _RECONNECT_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -155,13 +155,17 @@ class Runner:
         self._url = url
         self._rate = rate
         self._seed = seed
-        self._stop = threading.Event()
+        self._stopping = False
         self.committed = 0
         self.rolled_back = 0
 
     def stop(self) -> None:
-        """End after the transaction at hand."""
-        self._stop.set()
+        """End after the transaction at hand; a signal handler may ask for it, too.
+
+        It does no more than note it: an event that a handler sets while what it interrupts waits for
+        it waits for its own lock, for good.
+        """
+        self._stopping = True
 
     def run(self, *, count: int | None = None, stopped: Callable[[], bool] = lambda: False) -> None:
         """Run ``count`` transactions, or until :meth:`stop` or ``stopped``.
@@ -179,7 +183,7 @@ class Runner:
                     due = time.monotonic()
                     while not self._finished(count, stopped):
                         if self._rate <= 0:
-                            self._stop.wait(1.0)
+                            self._pause(1.0)
                             continue
                         self._step(application)
                         now = time.monotonic()
@@ -189,10 +193,10 @@ class Runner:
                             self._report()
                             report_at = now + _REPORT_SECONDS
                         if due > now:
-                            self._stop.wait(due - now)
+                            self._pause(due - now)
             except psycopg.OperationalError as error:
                 _logger.warning("%s: %s; trying again", self._kind.name, str(error).strip())
-                self._stop.wait(_RECONNECT_SECONDS)
+                self._pause(_RECONNECT_SECONDS)
         self._report()
 
     def _step(self, application: Application) -> None:
@@ -203,7 +207,12 @@ class Runner:
 
     def _finished(self, count: int | None, stopped: Callable[[], bool]) -> bool:
         done = count is not None and self.committed + self.rolled_back >= count
-        return done or self._stop.is_set() or stopped()
+        return done or self._stopping or stopped()
+
+    def _pause(self, seconds: float) -> None:
+        due = time.monotonic() + seconds
+        while not self._stopping and (left := due - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
 
     def _report(self) -> None:
         _logger.info(
