@@ -35,7 +35,6 @@ from mesh_assets.shift.plan import CapturePlan, Target
 from mesh_assets.shift.report import BatchReport, Budget, Silent
 
 RANGE_ROWS = 250_000
-_DRAIN_SECONDS = 10.0
 _BATCH_ROWS = 250_000
 
 
@@ -262,7 +261,8 @@ def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[
             if drain:
                 drain()
             else:
-                budget = Budget(max_seconds=_DRAIN_SECONDS, idle_seconds=0.5, fold=None, check_seconds=None)
+                left = max(0.0, deadline - time.monotonic())
+                budget = Budget(max_seconds=left, idle_seconds=0.5, fold=None, check_seconds=None)
                 Shift(plan, budget=budget, observer=_Until(lsn)).run()
         except SlotBusy:
             # A shift is running: it gets there.

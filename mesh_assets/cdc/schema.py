@@ -120,7 +120,7 @@ def added_columns(known: SchemaVersion, relation: Relation) -> tuple[Column, ...
         raise MigrationRefused(
             f"{known.table}: {'; '.join(problems)}",
             hint="its changes are kept in the source's parking log, other tables go on; "
-            "revert the migration at the source or capture the table again from a snapshot",
+            "revert the migration at the source",
         )
     highest = max((column.attnum for column in known.columns), default=0)
     return tuple(column for column in relation.columns if column.attnum > highest)

@@ -335,10 +335,13 @@ class LibpqTransport:
         return count
 
     def send(self, payload: bytes) -> None:
+        deadline = time.monotonic() + _SEND_SECONDS
         with self._using:
             try:
                 self._connection.put_copy_data(payload)
                 while self._connection.flush():
+                    if time.monotonic() > deadline:
+                        raise Ended("the server stopped reading")
                     select.select([], [self._session.fileno()], [], 0.1)
             except psycopg.OperationalError as error:
                 raise Ended(str(error)) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 import polars as pl
 import pyarrow as pa
@@ -18,11 +18,9 @@ import pyarrow.compute as pc
 from mesh_assets import failpoint
 from mesh_assets.cdc.relation import IDENTITY_FULL, Leaf, Relation
 from mesh_assets.cdc.schema import SchemaLog, SchemaVersion, added_columns, leaves_of, same_shape
-from mesh_assets.cdc.snapshot import ExportedSnapshot, SnapshotChunk
 from mesh_assets.errors import MeshError, MigrationRefused
-from mesh_assets.lake.checksum import Held
 from mesh_assets.lake.log import Appended, ChangeLog
-from mesh_assets.lake.quarantine import Release, source_rows
+from mesh_assets.lake.quarantine import Release
 from mesh_assets.lake.table import Table
 from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.gating import Guard, Verdict
@@ -34,7 +32,8 @@ _SNAPSHOT_LSN = "snapshot/lsn"
 _SNAPSHOT_GAPS = "snapshot/gaps"
 _READING, _DONE, _BACKFILL = 0, 1, 2
 """States of a table's snapshot, kept as an app transaction of its log."""
-_LAST_ORDINAL = 2**62
+LAST_ORDINAL = 2**62
+"""The ordinal of the last row that a snapshot has at its position."""
 
 
 @dataclass
@@ -147,7 +146,7 @@ class Landing:
             if again:
                 raise MigrationRefused(
                     f"{self.target.source_table}: columns {again} were dropped and added again",
-                    hint="their older values are gone at the source; capture the table again",
+                    hint="their older values are gone at the source; its changes are kept in the parking log",
                 )
             return
         if not self._older(streamed):
@@ -196,7 +195,12 @@ class Landing:
     def snapshot_wanted(self) -> bool:
         """Whether no whole snapshot since the source's last gap is held."""
         state = self.log.transaction(_SNAPSHOT) or _READING
-        return state == _READING or self.held_gap_count < self._gap_count
+        return state == _READING or self.gapped
+
+    @property
+    def gapped(self) -> bool:
+        """Whether the source had a gap since the snapshot that is held was taken."""
+        return self.held_gap_count < self._gap_count
 
     @property
     def held_gap_count(self) -> int:
@@ -239,7 +243,13 @@ class Landing:
             MigrationRefused: if the frame's shape cannot be followed.
             Fenced: if another shift has appended.
         """
-        self._follow(relation, at)
+        if relation.identity != IDENTITY_FULL and not set(self.target.key) <= set(relation.key):
+            # Parked under another identity: whose row it was is not in the change.
+            raise self._unfit(f"they name rows by {[*relation.key]}, the key is {[*self.target.key]}")
+        try:
+            self._follow(relation, at)
+        except MigrationRefused as error:
+            raise self._unfit(error.message) from error
         frame = self._beyond(frame)
         if not frame.num_rows:
             return None
@@ -256,7 +266,7 @@ class Landing:
         """
         state = _DONE if done else self._reading()
         kept = {_SNAPSHOT_LSN: lsn, _SNAPSHOT_GAPS: self._gap_count, _SNAPSHOT: state}
-        appended = self._append(frame, (lsn - 1, _LAST_ORDINAL), at, kept)
+        appended = self._append(frame, (lsn - 1, LAST_ORDINAL), at, kept)
         failpoint.reach("snapshot.chunk")
         return appended
 
@@ -337,10 +347,14 @@ class Landing:
             held = [before.field(one.name) for one in frame.schema.field("_before").type]
             return frame.set_column(place, "_before", frame["_before"].cast(pa.struct(held)))
         except (KeyError, pa.ArrowInvalid) as error:
-            raise MigrationRefused(
-                f"{self.target.source_table}: changes that were made in another shape do not fit: {error}",
-                hint="they stay in the parking log; capture the table again",
-            ) from error
+            raise self._unfit(str(error)) from error
+
+    def _unfit(self, reason: str) -> MigrationRefused:
+        return MigrationRefused(
+            f"{self.target.source_table}: changes that were made in another shape do not fit: {reason}",
+            hint="they stay in the parking log; to go on without them, drop the source's replication slot "
+            "while no shift runs: all of its tables are read again",
+        )
 
     def _beyond(self, frame: pa.Table) -> pa.Table:
         """The rows beyond the log's position."""
@@ -352,58 +366,6 @@ class Landing:
         return frame.filter(pa.array((lsn > held_lsn) | ((lsn == held_lsn) & (ordinal > held_ordinal))))
 
 
-class SnapshotLanding:
-    """The landing of one table's snapshot: all rows the first time, only the differences again.
-
-    A snapshot that was interrupted, or that heals a gap, is read wholly; rows that the log holds
-    with the same content are dropped, and keys that the source no longer has become deletes.
-    """
-
-    def __init__(self, landing: Landing, snapshot: ExportedSnapshot) -> None:
-        self._landing = landing
-        self._snapshot = snapshot
-        self._columns = [*landing.relation.row_schema.names, "_exact"]
-        # Where a key's value does not fit its column, its exact text tells keys apart.
-        self._held: Held | None = None
-        if landing.log.seq >= 0:
-            self._held = Held(self._batches(), landing.log.key, self._columns)
-
-    def land(self, chunk: SnapshotChunk) -> None:
-        """Append what a chunk adds."""
-        frame = chunk.frame if self._held is None else self._held.changed(chunk.frame)
-        if frame.num_rows:
-            self._land(frame, done=False)
-
-    def _land(self, frame: pa.Table, *, done: bool) -> None:
-        # Positions are inclusive: the snapshot contains the commits below its consistent point.
-        position = pa.repeat(pa.scalar(self._snapshot.lsn - 1, pa.int64()), frame.num_rows)
-        frame = frame.set_column(frame.schema.get_field_index("_position"), "_position", position)
-        self._landing.land_snapshot(frame, self._snapshot.lsn, datetime.now(UTC), done=done)
-
-    def finish(self) -> None:
-        """Append the deletes that the snapshot implies, and its end."""
-        relation, snapshot = self._landing.relation, self._snapshot
-        gone = self._held.missing(self._batches()) if self._held else None
-        count = 0 if gone is None else gone.height
-        columns: dict[str, pa.Array] = {
-            field.name: pa.nulls(count, field.type) for field in relation.frame_schema
-        }
-        if gone is not None:
-            for name in (*self._landing.log.key, "_exact"):
-                columns[name] = gone[name].to_arrow().cast(relation.frame_schema.field(name).type)
-        fixed = {"_op": "d", "_xid": 0, "_committed_at": snapshot.taken_at}
-        for name, value in fixed.items():
-            columns[name] = pa.repeat(pa.scalar(value, relation.frame_schema.field(name).type), count)
-        columns["_ordinal"] = pa.array(range(_LAST_ORDINAL - count, _LAST_ORDINAL), pa.int64())
-        self._land(pa.table(columns, schema=relation.frame_schema), done=True)
-
-    def _batches(self) -> Iterator[pl.DataFrame]:
-        landing = self._landing
-        # What is quarantined is held: it comes again only if the source has something else by now.
-        rows = source_rows(landing.log, landing.target.current_uri, landing.log.seq, columns=self._columns)
-        yield from rows.collect_batches(chunk_size=250_000)
-
-
 def gap_count_of(log: ChangeLog) -> int:
     """How many gaps its source had when the snapshot that a change log holds was taken."""
     return log.transaction(_SNAPSHOT_GAPS) or 0
@@ -411,8 +373,14 @@ def gap_count_of(log: ChangeLog) -> int:
 
 def _restricted(described: Relation, streamed: Relation) -> Relation:
     """The catalog's relation with the streamed columns only: the catalog may be ahead of the stream."""
-    names = {column.name for column in streamed.columns}
+    names = [column.name for column in streamed.columns]
     columns = tuple(column for column in described.columns if column.name in names)
+    order = [column.name for column in columns]
+    if order != [name for name in names if name in order]:
+        raise MigrationRefused(
+            f"{described.qualified_name}: its columns {order} were {names} when these changes were made",
+            hint="a name that has gone to another column does not tell whose values they are",
+        )
     return Relation(
         described.oid,
         described.schema,

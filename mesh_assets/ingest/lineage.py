@@ -27,7 +27,7 @@ from mesh_assets.lineage.reconcile import recover
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.names import ProductName, lake_dataset, lineage_job, postgres_dataset
 from mesh_assets.shift.lineage import Tending, parent_of
-from mesh_assets.shift.plan import CapturePlan, Target
+from mesh_assets.shift.plan import CapturePlan, Target, beside
 from mesh_assets.shift.report import TableReport, VersionReport
 
 
@@ -123,7 +123,7 @@ class ShiftLineage:
         uri, run = self._plan.layout.lineage(), self._recording.run
         tables = [target.changes_uri for target in self._plan.targets]
         tables += [target.current_uri for target in self._plan.targets]
-        tables += [self._plan.layout.versions(name) for name in self._plan.products]
+        tables += [uri for name in self._plan.products for uri in beside(self._plan.layout, name)]
         recover(uri, self.recorder, (run.namespace, run.name), tables)
 
     def _datasets(self) -> list[Dataset]:

@@ -14,12 +14,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mesh_assets import failpoint
 from mesh_assets.cdc.decode import Batch, Decoder
@@ -28,7 +27,7 @@ from mesh_assets.cdc.parking import ParkingLog
 from mesh_assets.cdc.refusal import RefusalLog
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.schema import SchemaLog
-from mesh_assets.cdc.snapshot import ExportedSnapshot, chunks
+from mesh_assets.cdc.snapshot import ExportedSnapshot
 from mesh_assets.cdc.source import Source
 from mesh_assets.cdc.stream import ReplicationStream
 from mesh_assets.checks.checker import Checker
@@ -42,9 +41,10 @@ from mesh_assets.errors import (
     SourceDisconnected,
     SourceError,
 )
-from mesh_assets.ingest.landing import Landing, SnapshotLanding
+from mesh_assets.ingest.landing import Landing
 from mesh_assets.ingest.lineage import ShiftLineage
 from mesh_assets.ingest.quiet import Quiet, passed
+from mesh_assets.ingest.snapshot import Backfill, SnapshotReader
 from mesh_assets.ingest.versioning import Cutter
 from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.ledger import Ledger, LedgerRow
@@ -54,7 +54,7 @@ from mesh_assets.lake.table import Table
 from mesh_assets.names import ProductName
 from mesh_assets.shift.housekeeping import Housekeeper
 from mesh_assets.shift.memory import be_frugal
-from mesh_assets.shift.plan import CapturePlan, checks_uri
+from mesh_assets.shift.plan import CapturePlan, Target, checks_uri
 from mesh_assets.shift.publisher import Publisher
 from mesh_assets.shift.readiness import TABLE_ERRORS, check_contract, preflight, promises
 from mesh_assets.shift.release import record_release
@@ -65,8 +65,7 @@ _LOOK_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _CLOCK_MARGIN = timedelta(seconds=1)
 _SNAPSHOT_ATTEMPTS = 5
-_BACKFILL_SECONDS = 2.0
-_BACKFILL_REST_SECONDS = 60.0
+_SLOT_SECONDS = 3.0
 
 
 class Shift:
@@ -95,10 +94,6 @@ class Shift:
         self._landings: dict[str, Landing] = {}
         self._desks = Desks(plan.layout, plan.products)
         self._released: set[ProductName] = set()
-        self._backfill: ExportedSnapshot | None = None
-        self._backfill_after = 0.0
-        self._stale_count = 0
-        self._held_open = ExitStack()
         self._behind = False
 
     def run(self) -> ShiftResult:
@@ -117,6 +112,7 @@ class Shift:
             source.claim(wait_seconds=self.budget.claim_seconds),
         ):
             self._open(source)
+            self._reader = SnapshotReader(source, self.budget.snapshot_rows, self.observer, self._read)
             with (
                 Housekeeper(
                     self.plan, self.budget.fold, self.budget.upkeep, self._lineage.tending
@@ -249,6 +245,10 @@ class Shift:
         except SourceDisconnected:
             raise
         except SourceError as error:
+            if landing.gapped:
+                # It is read again as a whole, and needs them no more.
+                self.observer.message(f"{table}: goes on without its parked changes: {error.message}")
+                return
             # What was parked cannot be decoded: this table waits, the others go on.
             self._refuse(landing, error)
 
@@ -275,7 +275,7 @@ class Shift:
             with exported as snapshot:
                 for landing in landings:
                     try:
-                        if not self._read(source, snapshot, landing):
+                        if not self._reader.read(snapshot, landing):
                             self.result.reason = "cancelled"
                             return False
                     except SnapshotStale as stale:
@@ -288,76 +288,30 @@ class Shift:
         failpoint.reach("snapshot.done")
         return True
 
-    def _read(self, source: Source, snapshot: ExportedSnapshot, landing: Landing) -> bool:
-        table, started, count = landing.target.source_table, time.monotonic(), 0
-        self.observer.message(f"{table}: snapshot begins")
-        reader = SnapshotLanding(landing, snapshot)
-        for chunk in chunks(source, landing.relation, snapshot, row_count=self.budget.snapshot_rows):
-            reader.land(chunk)
-            count += chunk.frame.num_rows
-            self._lineage.snapshot(landing.target, chunk.frame.num_rows)
-            self.result.snapshot_row_count += chunk.frame.num_rows
-            if self.observer.cancelled():
-                return False
-        reader.finish()
-        self.observer.message(f"{table}: {count:,} rows read in {time.monotonic() - started:.1f} s")
-        return True
-
-    # -- backfill -----------------------------------------------------------------------------
-
-    def _begin_backfill(self, source: Source) -> None:
-        """Take a snapshot for tables that gained a column with a value, to be read in its turn."""
-        if self._backfill is not None or time.monotonic() < self._backfill_after:
-            return
-        if not any(landing.backfill_wanted for landing in self._landings.values()):
-            return
-        try:
-            snapshot = ExportedSnapshot(source, timeout_seconds=_BACKFILL_SECONDS)
-            self._backfill = self._held_open.enter_context(snapshot)
-        except SnapshotBlocked as blocked:
-            self.observer.message(f"a backfill waits: {blocked}")
-            self._backfill_after = time.monotonic() + _BACKFILL_REST_SECONDS
-            return
-        source.heartbeat()
-
-    def _run_backfill(self, source: Source, batch: Batch | None) -> None:
-        """Read the snapshot between the changes before it, which land first, and those after it."""
-        snapshot = self._backfill
-        if snapshot is None:
-            return
-        wanted = [landing for landing in self._landings.values() if landing.backfill_wanted]
-        for relation, frame in batch.segments if batch else ():
-            landing = self._landings[relation.qualified_name]
-            if landing in wanted:
-                before = frame.filter(pc.less(frame["_position"], snapshot.lsn))
-                self._land_frame(landing, relation, before)
-        try:
-            for landing in wanted:
-                self._read(source, snapshot, landing)
-        except SnapshotStale as stale:
-            # A table was truncated meanwhile: what is owed is read by another snapshot, as after a crash.
-            self.observer.message(f"{stale.message}; it is read again")
-            self._stale_count += 1
-            if self._stale_count >= _SNAPSHOT_ATTEMPTS:
-                self._backfill_after = time.monotonic() + _BACKFILL_REST_SECONDS
-        finally:
-            self._backfill = None
-            self._held_open.close()
+    def _read(self, target: Target, row_count: int) -> None:
+        self._lineage.snapshot(target, row_count)
+        self.result.snapshot_row_count += row_count
 
     # -- drain --------------------------------------------------------------------------------
 
     def _drain(self, source: Source) -> None:
         plan = self.plan.source
         decoder = Decoder(source.resolve, key_of=self._key_of, accept=self._accept)
+        self._backfill = Backfill(self._reader, self._landings, self._land_frame)
         try:
             stream = ReplicationStream(
-                plan.url, slot=plan.slot, publication=plan.publication, start_lsn=self._held_lsn
+                plan.url,
+                slot=plan.slot,
+                publication=plan.publication,
+                start_lsn=self._held_lsn,
+                # Who has the claim knows that whoever still holds the slot is on its way out.
+                wait_seconds=max(_SLOT_SECONDS, self.budget.claim_seconds),
             )
             try:
                 self._stream(source, decoder, stream)
             finally:
                 stream.close()
-                self._held_open.close()
+                self._backfill.close()
         except PublicationLost:
             # Whoever makes it again, this slot has to pass the time without it. The next shift begins anew.
             with suppress(SlotBusy):
@@ -367,7 +321,9 @@ class Shift:
     def _stream(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         budget, observer = self.budget, self.observer
         quiet = Quiet(source, decoder, stream, budget.idle_seconds)
-        now = time.monotonic()
+        backfill = self._backfill
+        # From here on: a shift that takes long to open gets somewhere all the same.
+        began = now = time.monotonic()
         landed, looked = now - budget.batch_seconds, now
         settled = False
         while True:
@@ -391,9 +347,9 @@ class Shift:
             self._report_folds()
             self._lineage.flush_if_due()
             self._publisher.write_if_due()
-            self._begin_backfill(source)
-            if self._backfill is not None and passed(decoder, self._backfill.lsn):
-                self._run_backfill(source, None)
+            backfill.begin()
+            if backfill.lsn is not None and passed(decoder, backfill.lsn):
+                backfill.run()
             if now - looked > _LOOK_SECONDS:
                 looked = now
                 self._acknowledge(decoder, stream, quiet.since)
@@ -403,7 +359,7 @@ class Shift:
             if observer.cancelled():
                 self.result.reason = "cancelled"
                 break
-            if not quiet.over or self._backfill is not None:
+            if not quiet.over or backfill.lsn is not None:
                 settled = False
             elif not settled:
                 self._settle(decoder, stream, quiet)
@@ -412,7 +368,7 @@ class Shift:
             elif self._housekeeper.conclude() and self._checker.conclude():
                 break
             if (
-                now - self._started > budget.max_seconds
+                now - began > budget.max_seconds
                 and observer.relieved()
                 # The successor cannot begin before this shift has ended: drain on while a fold or check ends.
                 and all((self._housekeeper.rest(), self._checker.rest()))
@@ -476,8 +432,8 @@ class Shift:
             if refused is not None and refused.refused is None:
                 self._refuse(refused, error)
         reports: list[TableReport] = []
-        if self._backfill is not None and batch.position[0] >= self._backfill.lsn:
-            self._run_backfill(source, batch)
+        if self._backfill.lsn is not None and batch.position[0] >= self._backfill.lsn:
+            self._backfill.run(batch)
         for number, (relation, frame) in enumerate(batch.segments):
             if report := self._land_frame(self._landings[relation.qualified_name], relation, frame):
                 reports.append(report)

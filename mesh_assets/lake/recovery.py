@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -45,9 +46,30 @@ def recover(uri: str, held: Mapping[str, int] | None = None) -> list[str]:
     storage = storage_of(uri)
     if not storage.tears:
         return []
+    found, before = _look(storage), None
+    # Others may commit meanwhile: what a listing missed while it was made, the next one has.
+    while found.damaged and found != before:
+        found, before = _look(storage), found
+    if found.first is not None:
+        _require_held(storage, uri, found.first, held or {})
+    return [_aside(storage, path) for path in found.damaged]
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """What of a log cannot be read.
+
+    Attributes:
+        damaged: the files, in the order in which they are to be moved.
+        first: the first version that is lost; None if none is.
+    """
+
+    damaged: tuple[str, ...]
+    first: int | None
+
+
+def _look(storage: Storage) -> _Damage:
     entries = storage.entries(LOG_FOLDER)
-    if not entries:
-        return []
     checkpoints = numbered(entries, CHECKPOINT)
     damaged = [
         entry.path for entry in checkpoints.values() if not _has_footer(storage, entry.path, entry.size)
@@ -55,17 +77,13 @@ def recover(uri: str, held: Mapping[str, int] | None = None) -> list[str]:
     good = [number for number, entry in checkpoints.items() if entry.path not in damaged]
     if not _points_to(storage, good) and any(entry.path == POINTER_PATH for entry in entries):
         damaged.append(POINTER_PATH)
-    moved = [_aside(storage, path) for path in damaged]
     base = max(good, default=-1)
     commits = {number: entry for number, entry in numbered(entries, COMMIT).items() if number > base}
     first = _first_damaged(storage, commits, base)
-    if first is None:
-        return moved
-    _require_held(storage, uri, first, held or {})
-    doomed = [entry for number, entry in commits.items() if number >= first]
-    # The newest first: should this be interrupted, the log still ends at a damaged commit, not at a gap.
-    moved += [_aside(storage, entry.path) for entry in reversed(doomed)]
-    return moved
+    if first is not None:
+        # The newest first: should this be interrupted, the log still ends at a damaged commit, not at a gap.
+        damaged += [entry.path for number, entry in reversed(commits.items()) if number >= first]
+    return _Damage(tuple(damaged), first)
 
 
 def _first_damaged(storage: Storage, commits: Mapping[int, Entry], base: int) -> int | None:
@@ -132,8 +150,7 @@ def _require_held(storage: Storage, uri: str, first: int, held: Mapping[str, int
             raise LakeError(
                 f"{uri}: version {first} is damaged, and before it {app_id} is {found}, "
                 f"but {value} was acknowledged to the source",
-                hint="this is no power cut: check the disk, restore the table's folder from a copy, "
-                "or remove it to capture the table again",
+                hint="this is no power cut: check the disk, and restore the table's folder from a copy",
             )
 
 

@@ -45,6 +45,7 @@ WARM_RUNS = (
 _REMEMBERED_RUNS = 1000
 _CANCEL_SECONDS = 8.0
 _KEPT_LOGS = 200
+_CALLER_SECONDS = 10.0
 
 
 class Nursery:
@@ -101,8 +102,10 @@ class Nursery:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             # One slow caller may not hold up the others.
-            connection.settimeout(2.0)
+            connection.settimeout(_CALLER_SECONDS)
             request = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))
+            # White space before the answer: a caller that has given up gets nothing done any more.
+            connection.sendall(b" ")
             connection.sendall(json.dumps(self._reply(request)).encode())
 
     def _reply(self, request: dict[str, Any]) -> dict[str, object]:

@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ _HOST = "127.0.0.1"
 _PORTS = range(20_000, 30_000)
 _LOG_BYTES = 16 << 20
 _POLL_SECONDS = 0.02
+_IN_USE_SECONDS = 60.0
 _ACCESS = f"""\
 # Written by mesh_assets: every connection needs a password, none comes from another machine.
 local all         all              scram-sha-256
@@ -263,30 +264,24 @@ class Cluster:
         with self.connect() as connection:
             found = connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone()
             if found is None:
-                connection.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner))
-                )
+                create = sql.SQL("CREATE DATABASE {} OWNER {}")
+                _once_unused(connection, create.format(sql.Identifier(name), sql.Identifier(owner)))
         return self.url(name, owner)
 
-    def drop_database(self, name: str, timeout_seconds: float = 20) -> None:
+    def drop_database(self, name: str) -> None:
         """Drop a database with its connections and replication slots, if it exists."""
         drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-        deadline = time.monotonic() + timeout_seconds
+
+        def free() -> None:
+            # DROP DATABASE drops its idle slots itself but refuses while one is in use.
+            connection.execute(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
+                "WHERE database = %s AND active_pid IS NOT NULL",
+                (name,),
+            )
+
         with self.connect() as connection:
-            while True:
-                # DROP DATABASE drops its idle slots itself but refuses while one is in use.
-                connection.execute(
-                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots "
-                    "WHERE database = %s AND active_pid IS NOT NULL",
-                    (name,),
-                )
-                try:
-                    connection.execute(drop)
-                    return
-                except psycopg.errors.ObjectInUse:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_POLL_SECONDS)
+            _once_unused(connection, drop, free)
 
     # -- inside
 
@@ -386,6 +381,22 @@ class Cluster:
                 # Still starting, or dying at this moment.
                 time.sleep(_POLL_SECONDS)
         return False
+
+
+def _once_unused(
+    connection: psycopg.Connection[TupleRow], statement: sql.Composed, free: Callable[[], None] = lambda: None
+) -> None:
+    """Run a statement about a database that nobody may be connected to, such as an autovacuum worker."""
+    deadline = time.monotonic() + _IN_USE_SECONDS
+    while True:
+        free()
+        try:
+            connection.execute(statement)
+            return
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def _write_private(file: Path, text: str, reader: Installation | None = None) -> None:

@@ -34,7 +34,8 @@ NURSERY_VARIABLE = "MESH_NURSERY_SOCKET"
 
 # Tags with this prefix are not shown to people.
 _NURSERY_TAG = ".dagster/mesh_nursery"
-_TIMEOUT_SECONDS = 10.0
+_TIMEOUT_SECONDS = 120.0
+"""The nursery answers at once, but a machine may be slow, and it may just be warming up."""
 
 
 def ask_nursery(path: str, request: Mapping[str, object]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Budget:
     """What a shift may use.
 
     Attributes:
-        max_seconds: after this the shift ends, once it is relieved.
+        max_seconds: after so long on the stream the shift ends, once it is relieved.
         idle_seconds: after this long without a change the shift ends.
         batch_seconds: a batch lands at most this often.
         batch_rows: a batch lands at once when it has this many changes.

@@ -11,14 +11,17 @@ from mesh_assets.catalog.finding import Catalog, findings
 from mesh_assets.catalog.graph import Graph, Node, version_tree
 from mesh_assets.derive.shift import DeriveShift
 from mesh_assets.ingest.shift import Shift
+from mesh_assets.lake.table import Table
+from mesh_assets.lineage.completeness import explain
 from mesh_assets.local import organisation
 from mesh_assets.local.postgres import Cluster
-from mesh_assets.names import ProductName
+from mesh_assets.names import CHANGES, CURRENT, ProductName
 from mesh_assets.product import Mesh
 from mesh_assets.settings import Settings
+from mesh_assets.shift.plan import checks_uri, statistics_uri
 from mesh_assets.shift.report import Budget
 
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05)
+QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05, claim_seconds=60)
 OVERVIEW = "sales.customer_360"
 
 pytestmark = pytest.mark.slow
@@ -75,6 +78,24 @@ def test_runs_and_versions_hang_together(mesh: Mesh) -> None:
     tree = version_tree(mesh.layout, OVERVIEW)
     assert {child.product for child in tree.children} >= {"sales.customers", "sales.orders"}
     assert all(child.run_id for child in tree.children)
+
+
+def test_every_commit_of_every_product_is_explained_by_one_run(mesh: Mesh) -> None:
+    for name, product in mesh.discovery.products.items():
+        found = explain(mesh.layout, name, [table.name for table in product.contract.tables])
+        assert found.complete, [one.sentence() for one in (*found.unexplained, *found.ambiguous)]
+        assert (found.pending, found.unlisted) == ((), ())
+        beside = [checks_uri(mesh.layout, name), statistics_uri(mesh.layout, name)]
+        uris = [
+            uri
+            for table in product.contract.tables
+            for uri in (mesh.layout.table(name, kind, table.name) for kind in (CHANGES, CURRENT))
+        ]
+        assert all(Table.exists(uri) for uri in (*uris, *beside)), name
+        commit_count = sum(
+            Table.open(uri).version + 1 for uri in (*uris, *beside, mesh.layout.versions(name))
+        )
+        assert found.commit_count == commit_count
 
 
 def test_nothing_is_wrong_with_it(mesh: Mesh) -> None:

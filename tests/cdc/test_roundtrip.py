@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import random
 from collections.abc import Iterator
+from datetime import time
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
 from psycopg import sql
+from psycopg.types import TypeInfo
 
 from mesh_assets.cdc.decode import Decoder
 from mesh_assets.cdc.frame import text_columns
@@ -273,36 +280,118 @@ def test_text_arrays_as_psycopg_reads_them(connection: psycopg.Connection[Any]) 
     assert frame["v"].to_pylist() == arrays
 
 
+# Column, type, and what is drawn for it.
+RANDOM = [
+    ("i2", "int2", "(random() * 65535 - 32768)::int2"),
+    ("i4", "int4", "(random() * 4e9 - 2e9)::int4"),
+    ("i8", "int8", "(random() * 1e18 - 5e17)::int8"),
+    ("f4", "float4", "(random() * power(10, random() * 60 - 30))::float4"),
+    ("f8", "float8", "random() * power(10, random() * 600 - 300)"),
+    ("n18", "numeric(18,6)", "(random() * 1e11 - 5e10)::numeric(18,6)"),
+    ("n38", "numeric(38,6)", "random()::numeric * 1e31 - 5e30"),
+    (
+        "n",
+        "numeric",
+        "CASE WHEN random() < 0.05 THEN 'NaN' WHEN random() < 0.05 THEN '-Infinity' ELSE round("
+        "(random() - 0.5)::numeric * power(10::numeric, (random() * 60)::int), (random() * 40)::int) END",
+    ),
+    ("d", "date", "date '0001-01-01' + (random() * 3652000)::int"),
+    ("tm", "time", "time '00:00' + random() * interval '86399 s'"),
+    ("ts", "timestamp", "timestamp '0001-01-01' + random() * interval '9998 years'"),
+    ("tz", "timestamptz", "timestamptz '0002-01-01 00:00+00' + random() * interval '9990 years'"),
+    ("b", "bytea", "decode(repeat(md5(random()::text), (random() * 3)::int), 'hex')"),
+    ("u", "uuid", "md5(random()::text)::uuid"),
+    ("j", "json", "format('{\"b\": %s,  \"a\": [null, %s]}', random(), to_json({text}))::json"),
+    ("jb", "jsonb", "jsonb_build_object('b', random(), 'a', jsonb_build_array(null, {text}))"),
+    ("e", "mood", "(enum_range(null::mood))[1 + (random() * 2)::int]"),
+    ("t", "text", "{text}"),
+    ("flag", "bool", "random() < 0.5"),
+    ("af", "float8[]", "ARRAY[random(), NULL, random() * 1e300]"),
+    ("ai", "int4[]", "ARRAY[(random() * 1e9)::int4, NULL, -1]"),
+    ("an", "numeric(12,2)[]", "ARRAY[(random() * 1e9)::numeric(12,2), NULL]"),
+    ("at", "text[]", "ARRAY[{text}, NULL, left({text}, (random() * 3)::int)]"),
+    ("au", "uuid[]", "ARRAY[md5(random()::text)::uuid, NULL]"),
+    ("ae", "mood[]", "ARRAY[(enum_range(null::mood))[1 + (random() * 2)::int], NULL]"),
+    ("az", "timestamptz[]", "ARRAY[timestamptz '0002-01-01 00:00+00' + random() * interval '9990 years']"),
+    (
+        "od",
+        "date",
+        "CASE WHEN random() < 0.3 THEN 'infinity' ELSE date '4000-01-01 BC' + (random() * 9e6)::int END",
+    ),
+    (
+        "ots",
+        "timestamp",
+        "CASE WHEN random() < 0.3 THEN '-infinity' "
+        "ELSE timestamp '4000-01-01 BC' + random() * interval '90000 years' END",
+    ),
+    (
+        "otz",
+        "timestamptz",
+        "CASE WHEN random() < 0.3 THEN 'infinity' "
+        "ELSE timestamptz '4000-01-01 00:00+00 BC' + random() * interval '20000 years' END",
+    ),
+]  # fmt: skip
+ODD = {"od", "ots", "otz"}
+"""Python's own types cannot hold all of these."""
+# 16 characters for the 16 digits of a hash.
+AWKWARD = r"""translate(md5(random()::text), '0123456789abcdef', E'\\"{},\t\n ä漢🙂x\'yNz')"""
+
+
+def as_psycopg(type_: str, value: Any) -> Any:
+    """What is kept as exact text, as the Python object that psycopg makes of it."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [as_psycopg(type_.removesuffix("[]"), one) for one in value]
+    read = {
+        "numeric": Decimal,
+        "uuid": UUID,
+        "json": json.loads,
+        "jsonb": json.loads,
+        "time": time.fromisoformat,
+    }
+    return read[type_](value) if type_ in read else value
+
+
 def test_random_values(connection: psycopg.Connection[Any]) -> None:
-    connection.execute(
-        """
-        CREATE TABLE sample (
-            id int PRIMARY KEY, i2 int2, i8 int8, f4 float4, f8 float8, n18 numeric(18,6), n38 numeric(38,6),
-            ts timestamp, tz timestamptz, d date, b bytea, a float8[], t text, flag bool
-        )
-        """
-    )
+    connection.execute(SCHEMA)
+    columns = ", ".join(f"{name} {type_}" for name, type_, _ in RANDOM)
+    connection.execute(f"CREATE TABLE sample (id int PRIMARY KEY, {columns})")
     start(connection, "random_values")
-    connection.execute(
-        """
-        INSERT INTO sample
-        SELECT g, (random() * 65535 - 32768)::int2, (random() * 1e18 - 5e17)::int8,
-            (random() * power(10, random() * 60 - 30))::float4, random() * power(10, random() * 600 - 300),
-            (random() * 1e11 - 5e10)::numeric(18,6), random()::numeric * 1e31 - 5e30,
-            timestamp '0001-01-01' + random() * interval '9998 years',
-            timestamptz '0002-01-01 00:00+00' + random() * interval '9990 years',
-            date '0001-01-01' + (random() * 3652000)::int, decode(md5(g::text), 'hex'),
-            ARRAY[random(), NULL, random() * 1e300], md5(g::text), random() < 0.5
-        FROM generate_series(1, 3000) g
-        """
-    )
+    seed = int(os.environ.get("MESH_TEST_SEED") or random.randrange(2**32))
+    print(f"MESH_TEST_SEED={seed}")
+    mood = TypeInfo.fetch(connection, "mood")
+    assert mood is not None
+    mood.register(connection)
+    connection.execute("SELECT setseed(%s)", (seed % 2**32 / 2**31 - 1,))
+    drawn = [
+        f"CASE WHEN random() < 0.95 THEN {expression.replace('{text}', AWKWARD)} END"
+        for *_, expression in RANDOM
+    ]
+    connection.execute(f"INSERT INTO sample SELECT g, {', '.join(drawn)} FROM generate_series(1, 3000) g")
     relation, frame = captured_frames(connection, "random_values")["sample"]
-    assert frame["_exact"].null_count == frame.num_rows
-    expected = connection.execute("SELECT * FROM sample ORDER BY id").fetchall()
+    within = "CASE WHEN {0} >= '0001-01-01' AND {0} < '10000-01-01' THEN {0} END"
+    read = [within.format(name) if name in ODD else name for name, *_ in RANDOM]
+    expected = connection.execute(f"SELECT id, {', '.join(read)} FROM sample ORDER BY id").fetchall()
     found = zip(*(frame[name].to_pylist() for name in relation.row_schema.names), strict=True)
     for row, wanted in zip(found, expected, strict=True):
-        for name, one, other in zip(relation.row_schema.names, row, wanted, strict=True):
-            assert same(one, as_float4(other) if name == "f4" else other), (name, one, other)
+        for (name, type_, _), one, other in zip([("id", "int4", ""), *RANDOM], row, wanted, strict=True):
+            if name == "n":
+                # Its scale too, and NaN is like itself.
+                assert str(as_psycopg(type_, one)) == str(other), (name, one, other)
+                continue
+            right = as_float4(other) if name == "f4" and other is not None else other
+            assert same(as_psycopg(type_, one), right), (name, one, other)
+
+    beyond = ", ".join(
+        f"CASE WHEN ({within.format(name)}) IS NULL THEN {name}::text END" for name in sorted(ODD)
+    )
+    texts = connection.execute(f"SELECT {beyond} FROM sample ORDER BY id").fetchall()
+    exact = [{} if one is None else dict(one) for one in frame["_exact"].to_pylist()]
+    assert exact == [
+        {name: text for name, text in zip(sorted(ODD), row, strict=True) if text is not None} for row in texts
+    ]
+    assert sum(map(len, exact)) > 3000
 
 
 def test_changes_of_a_real_server(connection: psycopg.Connection[Any]) -> None:

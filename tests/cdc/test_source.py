@@ -30,7 +30,7 @@ from mesh_assets.errors import (
     UnknownName,
 )
 from mesh_assets.local.postgres import Cluster
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -118,7 +118,7 @@ def test_the_access_rules_refuse(postgres: Cluster, config: SourceConfig) -> Non
                     Source(replace(config, url=url)).preflight()
                 return str(caught.value)
 
-            until(lambda: "pg_hba.conf rejects" in refused(), "the rule", 10)
+            until(lambda: "pg_hba.conf rejects" in refused(), "the rule")
             assert "add a line for this user" in refused()
         finally:
             rules.write_text(before)
@@ -462,8 +462,8 @@ def test_whoever_keeps_a_slot_from_being_made_is_named(
         assert "application nightly-report, idle in transaction" in str(caught.value)
         assert f"database {database_url.rsplit('/', 1)[1]}" in str(caught.value)
         blocker.rollback()
-    until(lambda: source.slot() is None, "the unfinished slot is gone", 10)
-    assert source.create_slot(timeout_seconds=10) > 0
+    until(lambda: source.slot() is None, "the unfinished slot is gone")
+    assert source.create_slot(timeout_seconds=PATIENCE_SECONDS) > 0
 
 
 def test_the_system_is_identified(source: Source) -> None:
@@ -597,7 +597,7 @@ def test_the_head_counts_changes(
     application.execute("UPDATE shop.item SET body = 'c'; DELETE FROM shop.item WHERE id = 1")
     application.execute("INSERT INTO shop.t VALUES (1, '2026-02-02')")
     application.execute("SELECT pg_stat_force_next_flush()")
-    until(lambda: wider.head().changes == 6, "all changes counted", 10)
+    until(lambda: wider.head().changes == 6, "all changes counted")
     assert wider.table_changes() == {"shop.item": 5, "shop.t": 1}
     head = wider.head()
     assert (head.slot_confirmed_lsn, head.wal_status, head.active) == (lsn, "reserved", False)

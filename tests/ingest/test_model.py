@@ -3,12 +3,13 @@
 Each example runs random transactions (every op, key moves, updates that leave large values alone,
 truncates, several tables at once, rollbacks, savepoints), shifts that die at commit points drawn
 by lot, and compares as-of reads by LSN, version and time with what a dictionary per table held at
-that moment. ``MESH_TEST_EXAMPLES=200`` runs more of them, and ``--hypothesis-seed`` the same again.
+that moment. ``MESH_TEST_EXAMPLES=200`` runs more of them, and ``MESH_TEST_SEED`` the same again.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
@@ -46,6 +47,7 @@ Rows = dict[Key, tuple[object, object]]
 State = dict[str, Rows]
 
 EXAMPLES = int(os.environ.get("MESH_TEST_EXAMPLES", "4"))
+SEED = int(os.environ.get("MESH_TEST_SEED") or random.randrange(2**32))
 _database_numbers = count(1)
 
 SMALL = {"item": "name", "line": "quantity", "badge": "owner"}
@@ -332,6 +334,7 @@ def _rows(table: str, rows: Sequence[tuple[object, ...]]) -> Rows:
 
 
 _BUDGET = Budget(
+    claim_seconds=60,
     idle_seconds=0.1,
     batch_seconds=0.0,
     batch_rows=20,
@@ -369,7 +372,15 @@ def example(postgres: Cluster) -> Iterator[Example]:
         postgres.drop_database(name)
 
 
+@pytest.fixture
+def printed_seed() -> None:
+    """Where it fails, the seed stands above the failure."""
+    print(f"MESH_TEST_SEED={SEED} MESH_TEST_EXAMPLES={EXAMPLES}")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("printed_seed")
+@seed(SEED)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -15,9 +15,10 @@ import pytest
 from deltalake import DeltaTable
 
 from mesh_assets.errors import CommitConflict, Fenced, LakeError, TableMissing
-from mesh_assets.lake.commit import CHECKPOINT, COMMIT, commit_path, numbered
+from mesh_assets.lake.commit import CHECKPOINT, COMMIT, checkpoint_path, commit_path, numbered
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.recovery import recover
+from mesh_assets.lake.storage import Entry, LocalStorage
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import Upkeep, archive, compact, maintain, vacuum, verify_segment
 from tests.lake.sample import ROW, append, frame
@@ -337,6 +338,27 @@ def test_a_missing_commit_takes_the_later_ones_aside(log: ChangeLog) -> None:
     Path(log.table.uri, commit_path(3)).unlink()
     assert len(recover(log.table.uri)) == 1
     assert ids(log.table.uri) == expected(2)
+
+
+@pytest.mark.parametrize("missed", [commit_path(4), checkpoint_path(3)])
+def test_what_another_adds_while_it_is_listed_is_left_alone(
+    log: ChangeLog, missed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing may miss what comes after it was begun, and show what came later still."""
+    fill(log, 3)
+    log.table.checkpoint()
+    fill(log, 2)
+    listed, looks = LocalStorage.entries, []
+
+    def entries(storage: LocalStorage, folder: str) -> list[Entry]:
+        looks.append(folder)
+        return [one for one in listed(storage, folder) if len(looks) > 1 or one.path != missed]
+
+    monkeypatch.setattr(LocalStorage, "entries", entries)
+    assert recover(log.table.uri) == []
+    monkeypatch.undo()
+    assert len(looks) > 1
+    assert ids(log.table.uri) == expected(5)
 
 
 def test_what_was_acknowledged_is_never_moved_aside(log: ChangeLog) -> None:

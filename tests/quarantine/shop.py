@@ -15,7 +15,15 @@ from mesh_assets.shift.plan import CapturePlan
 from mesh_assets.shift.report import Budget, ShiftResult, Silent
 
 NAME = ProductName("shop", "things")
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30, check_seconds=0.0)
+PEOPLE = ProductName("shop", "people")
+QUICK = Budget(
+    idle_seconds=0.4,
+    batch_seconds=0.02,
+    batch_rows=500,
+    snapshot_rows=30,
+    claim_seconds=60,
+    check_seconds=0.0,
+)
 
 _DOMAIN = """\
 type: mesh_assets.orchestration.Domain
@@ -66,6 +74,22 @@ schema:
       - {name: note_id, logicalType: integer, physicalType: bigint, primaryKey: true}
       - {name: words, logicalType: string, physicalType: text}
 """
+_PEOPLE_CONTRACT = """\
+apiVersion: v3.1.0
+kind: DataContract
+id: shop.people
+name: people
+version: 1.0.0
+status: active
+domain: shop
+team: {name: shop}
+schema:
+  - name: people
+    physicalName: shop.people
+    properties:
+      - {name: person_id, logicalType: integer, physicalType: bigint, primaryKey: true}
+"""
+_PEOPLE_SCHEMA = "create table shop.people (person_id bigint primary key)"
 _SCHEMA = """\
 create schema shop;
 create table shop.things (thing_id bigint primary key, number int, body text);
@@ -90,6 +114,14 @@ class Shop:
         address.parent.mkdir(parents=True)
         address.write_text(url)
         self.execute(_SCHEMA)
+
+    def add_people(self) -> None:
+        """A second product of the same source."""
+        folder = self.contract.parent.parent / "people"
+        folder.mkdir()
+        (folder / "defs.yaml").write_text(_PRODUCT)
+        (folder / "contract.yaml").write_text(_PEOPLE_CONTRACT)
+        self.execute(_PEOPLE_SCHEMA)
 
     @property
     def mesh(self) -> Mesh:

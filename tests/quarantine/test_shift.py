@@ -15,10 +15,13 @@ from mesh_assets.cdc.source import Source
 from mesh_assets.checks import log as checks
 from mesh_assets.cli.app import app
 from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.version import VersionLog
+from mesh_assets.lineage.completeness import Explanation, explain
 from mesh_assets.parity import ParityResult
 from mesh_assets.quarantine import quarantine, replay
 from mesh_assets.shift.report import CheckReport, Silent, VersionReport
-from tests.quarantine.shop import NAME, QUICK, Shop
+from tests.quarantine.shop import NAME, PEOPLE, QUICK, Shop
+from tests.waiting import PATIENCE_SECONDS
 
 LARGE = "repeat('large', 1000)"
 BODY = "large" * 1000
@@ -37,6 +40,14 @@ def parity(shop: Shop) -> ParityResult:
     result = shop.mesh.parity("shop.things")
     assert result.equal, result.sentence()
     return result
+
+
+def explained(shop: Shop) -> Explanation:
+    """Every commit is explained by one run, and nothing is left to tell."""
+    found = explain(shop.plan.layout, NAME, ["things", "notes"])
+    assert found.complete, [one.sentence() for one in (*found.unexplained, *found.ambiguous)]
+    assert (found.pending, found.unlisted) == ((), ())
+    return found
 
 
 def test_a_row_that_fails_waits_in_quarantine_until_it_is_right(shop: Shop) -> None:
@@ -96,6 +107,8 @@ def test_a_replay_without_a_shift_is_done_under_the_mended_rule(
     rejected = log.scan().collect()["_rejected_by"].drop_nulls().to_list()
     assert len(rejected) == 4
     assert not list(Path(shop.settings.lake_root).rglob("*.request.json"))
+    # Also what the replay's own short shift committed.
+    assert explained(shop).commit_count > 0
 
 
 def test_a_running_shift_is_asked_to_replay(shop: Shop) -> None:
@@ -113,12 +126,12 @@ def test_a_running_shift_is_asked_to_replay(shop: Shop) -> None:
 
     shop.execute("insert into shop.things values (9, 9, 'new')")
     results = []
-    budget = replace(QUICK, idle_seconds=60)
+    budget = replace(QUICK, idle_seconds=PATIENCE_SECONDS)
     thread = threading.Thread(target=lambda: results.append(shop.drain(Watching(), budget)))
     thread.start()
     try:
-        assert ready.wait(30)
-        answer = replay(shop.mesh, "shop.things.things", timeout_seconds=30)
+        assert ready.wait(PATIENCE_SECONDS)
+        answer = replay(shop.mesh, "shop.things.things")
         # Its version is written at once: a reader need not wait for the next change.
         assert shop.current() == {1: (1, BODY), 2: (2, BODY), 3: (-3, "small"), 9: (9, "new")}
     finally:
@@ -127,6 +140,7 @@ def test_a_running_shift_is_asked_to_replay(shop: Shop) -> None:
     assert answer.tables["things"].released == 1
     assert results[0].reason == "cancelled"
     assert parity(shop).quarantined_count == 0
+    assert explained(shop).commit_count > 0
 
 
 def test_a_table_read_again_holds_what_is_quarantined(shop: Shop) -> None:
@@ -206,15 +220,36 @@ def test_a_blocking_table_rule_blocks_consumers_until_it_holds(shop: Shop) -> No
     assert len(checks.CheckLog(layout, NAME).history("things.there_are_few")) == 3
 
 
+def people(shop: Shop) -> set[int]:
+    return set(shop.mesh.open(str(PEOPLE)).polars()["person_id"].to_list())
+
+
 def test_a_rule_that_is_wrong_stops_its_product_and_says_where(shop: Shop) -> None:
+    shop.add_people()
+    shop.execute("insert into shop.people values (1), (2)")
     shop.edit("WHERE number < 0", "WHERE nmber < 0")
-    result = shop.drain()
+    first: list[VersionReport] = []
+
+    class Watching(Silent):
+        def version(self, report: VersionReport) -> None:
+            if not first:
+                shop.execute(
+                    "insert into shop.people values (3)", "insert into shop.things values (4, 4, '')"
+                )
+            first.append(report)
+
+    result = shop.drain(Watching())
     assert set(result.refused) == {"shop.things", "shop.notes"}
     assert "contract.yaml:" in result.refused["shop.things"]
     assert "nmber" in result.refused["shop.things"]
+    # The other product goes on, in the snapshot and in the stream.
+    assert {report.name for report in first} == {PEOPLE}
+    assert people(shop) == {1, 2, 3}
+    assert VersionLog(shop.plan.layout.versions(NAME)).latest() is None
     shop.edit("WHERE nmber < 0", "WHERE number < 0")
     assert not shop.drain().refused
-    assert shop.current() == {1: (1, BODY), 2: (2, BODY)}
+    assert shop.current() == {1: (1, BODY), 2: (2, BODY), 4: (4, "")}
+    assert people(shop) == {1, 2, 3}
 
 
 def test_a_product_that_does_not_exist_cannot_be_replayed(shop: Shop) -> None:

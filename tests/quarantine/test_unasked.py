@@ -33,18 +33,18 @@ def test_a_replay_says_what_the_new_contract_released_already(tmp_path: Path) ->
     row = VersionLog(world.mesh.layout.versions(SPENDING)).latest()
     assert row is not None
     assert sorted(world.rows(SPENDING, "spending")["customer_id"].to_list()) == [0, 1]
-    answer = replay(world.mesh, "shop.spending", timeout_seconds=30)
+    answer = replay(world.mesh, "shop.spending")
     # The rule is about a column of both tables.
     released = Replayed(0, 1, 0, before=1, released_by=row.run_id)
     assert answer.tables == {"spending": released, "currencies": released}
     assert answer.tables["spending"].sentence() == (
         f"0 released, 1 still failing (1 released before by run {row.run_id})"
     )
-    assert command.release(world.mesh, "shop.spending", timeout_seconds=30, as_json=False) == 1
+    assert command.release(world.mesh, "shop.spending", timeout_seconds=120, as_json=False) == 1
     # Under another contract that is past.
     world.derive(quality={"total": RULE % 100}, version="2.1.0")
     world.shift()
-    assert replay(world.mesh, "shop.spending", timeout_seconds=30).tables["spending"] == Replayed(0, 1, 0)
+    assert replay(world.mesh, "shop.spending").tables["spending"] == Replayed(0, 1, 0)
 
 
 @pytest.mark.parametrize("width", [100, 140])
