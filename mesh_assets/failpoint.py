@@ -36,7 +36,10 @@ POINTS = (
     "checkpoint.after",
     "archive.written",
 )
-"""All points, in the order in which a shift reaches them."""
+"""All points of a shift, in the order in which it reaches them."""
+
+OTHER_POINTS = ("swap.moved",)
+"""Points that no shift reaches: those of a rebuild."""
 
 
 _remaining: dict[str, int] = {}
@@ -52,8 +55,8 @@ def arm(text: str) -> None:
     if not text:
         return
     name, _, count = text.partition(":")
-    if name not in POINTS:
-        raise ValueError(f"{_ENVIRONMENT_VARIABLE}: unknown point {name!r}; one of {', '.join(POINTS)}")
+    if name not in (known := POINTS + OTHER_POINTS):
+        raise ValueError(f"{_ENVIRONMENT_VARIABLE}: unknown point {name!r}; one of {', '.join(known)}")
     _remaining[name] = int(count or 1)
 
 

@@ -157,7 +157,8 @@ def _checked(found: Outcome, quarantined_count: int, **known: Any) -> Checked:  
     rule, status, message = found.rule, found.status, found.message
     if quarantined_count and found.success:
         status = Status.WARNING if rule.severity is Severity.WARNING else Status.FAILED
-        message = f"{quarantined_count:,} keys are in quarantine by it"
+        kept = "1 key is" if quarantined_count == 1 else f"{quarantined_count:,} keys are"
+        message = f"{kept} in quarantine by it"
     observed = found.result["result"].get("observed_value")
     return Checked(
         evaluation=0,

@@ -1,7 +1,7 @@
-"""Statistics of a product's columns: one profile per data file, merged per product version.
+"""Statistics of a product's columns: one profile per data file, merged per fold.
 
-A data file never changes, so it is read once; a version's statistics cost what its folds rewrote.
-They describe the current table as of its last fold, and each row says which version that is.
+A data file never changes, so it is read once; statistics cost what the folds since rewrote.
+They describe each current table as of its last fold, and each row says which product version that holds.
 """
 
 from __future__ import annotations
@@ -105,7 +105,6 @@ def _refresh(layout: Layout, product: Product, version: VersionRow, lineage: Sta
     table = Table.open(uri) if Table.exists(uri) else None
     held = table.transaction(NUMBER) if table else None
     number = (held or 0) + 1
-    rows: list[dict[str, Any]] = []
     state: dict[str, int] = {}
     found: dict[str, _Profiled] = {}
     for contract in product.contract.tables:
@@ -120,14 +119,17 @@ def _refresh(layout: Layout, product: Product, version: VersionRow, lineage: Sta
             f"{contract.name}/folded": profiled.folded_seq,
             f"{contract.name}/restricted": zlib.crc32(names),
         }
-        for column, one in profiled.profile.columns.items():
-            row = {NUMBER: number, "version": version.version, "table": contract.name}
-            row |= {"folded_seq": profiled.folded_seq} | _row(column, one)
-            rows.append(concealed_statistics(row) if column in hidden else row)
-    if not rows or (table is not None and all(table.transaction(one) == at for one, at in state.items())):
+    if not found or (table is not None and all(table.transaction(one) == at for one, at in state.items())):
         return 0
+    rows: list[dict[str, Any]] = []
     for name, profiled in found.items():
-        _tell(lineage, product, name, profiled, _version_of(layout, product.name, name, profiled, version))
+        holds = _version_of(layout, product.name, name, profiled, version)
+        _tell(lineage, product, name, profiled, holds)
+        hidden = restricted(product.contract.table(name))
+        for column, one in profiled.profile.columns.items():
+            row = {NUMBER: number, "version": holds, "table": name, "folded_seq": profiled.folded_seq}
+            row |= _row(column, one)
+            rows.append(concealed_statistics(row) if column in hidden else row)
     table = table or Table.create(
         uri,
         _SCHEMA,

@@ -10,15 +10,9 @@ from pathlib import Path
 
 from mesh_assets.errors import ShiftBusy
 from mesh_assets.lake.lock import held
+from mesh_assets.lake.scratch import private
 
 _LOOK_SECONDS = 0.1
-
-
-def private(folder: Path) -> Path:
-    """The folder, made if it is missing, for its owner's eyes only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return folder
 
 
 @contextmanager

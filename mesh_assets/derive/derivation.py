@@ -20,6 +20,7 @@ from mesh_assets.contract.document import display
 from mesh_assets.derive.affected import Paths, whole
 from mesh_assets.derive.difference import Stamp, differences, no_change, same_rows
 from mesh_assets.derive.exact import Doubts, Given, given, widened, with_texts
+from mesh_assets.derive.generation import going_on
 from mesh_assets.derive.plan import DerivePlan, Subscription
 from mesh_assets.derive.table import OwnTable
 from mesh_assets.derive.transform import Made, Transformer, shown_key
@@ -30,6 +31,7 @@ from mesh_assets.lake.version import InputPosition, VersionLog, VersionRow
 from mesh_assets.lake.view import Reader, View, chosen
 from mesh_assets.names import ProductName
 from mesh_assets.quality.gate import Gate
+from mesh_assets.shift.plan import Target
 from mesh_assets.shift.replay import Desk, Replayed
 from mesh_assets.shift.report import BatchReport, TableReport, VersionReport
 
@@ -139,12 +141,13 @@ class Derivation:
 
         Raises:
             ContractError: if a table cannot take the shape that the contract has by now.
+            Fenced: if another writer appends meanwhile.
         """
         self._versions = VersionLog(self.plan.versions_uri)
         last = self.latest()
         self._tables = {
             target.table: OwnTable.open(self.plan, target, self._gates.get(target.table), last)
-            for target in self.plan.targets
+            for target in going_on(self.plan, last)
         }
         self._previous = {}
         first = next(iter(self._tables.values()))
@@ -153,6 +156,11 @@ class Derivation:
         self._owed = self.unproved
 
     # -- where it stands --------------------------------------------------------------------------
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Its tables, where their rows go."""
+        return tuple(table.target for table in self._tables.values())
 
     def latest(self) -> VersionRow | None:
         """The newest version, as of :meth:`open` or this writer's last step."""
@@ -443,7 +451,7 @@ class Derivation:
             actor=Principal.local().name,
             committed_at=stamp.committed_at,
             parents=_versions(goal),
-            generations={target.table: target.generation for target in plan.targets},
+            generations={target.table: target.generation for target in self.targets},
         )
 
     # -- proof ------------------------------------------------------------------------------------

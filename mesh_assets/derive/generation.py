@@ -13,28 +13,38 @@ from mesh_assets.contract.arrow import arrow_type
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.document import display
 from mesh_assets.contract.model import TableContract
+from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.errors import ContractError
 from mesh_assets.lake.log import ChangeLog
-from mesh_assets.lake.version import VersionRow
-from mesh_assets.names import CHANGES, Layout
+from mesh_assets.lake.version import VersionRow, generation_at
+from mesh_assets.names import CHANGES
+from mesh_assets.shift.plan import Target
 
 
-def generation_of(layout: Layout, product: Product, table: TableContract, last: VersionRow | None) -> int:
-    """The generation that takes a table's rows: the one in which it stands, or the first later one that can.
+def going_on(plan: DerivePlan, last: VersionRow | None) -> tuple[Target, ...]:
+    """A product's tables, each where its rows go after a version under the plan's contract.
+
+    Who appends asks when nobody else does any more, and when what a crash tore is moved aside.
 
     Args:
-        layout: of the lake.
-        product: whose table.
-        table: as its contract promises it now.
-        last: the product's newest version.
+        plan: of the product.
+        last: its newest version.
     """
-    standing = number = last.generation(table.name) if last else 1
+    return tuple(
+        target.at(plan.layout, _generation(plan, plan.product.contract.table(target.table), last))
+        for target in plan.targets
+    )
+
+
+def _generation(plan: DerivePlan, table: TableContract, last: VersionRow | None) -> int:
+    """In which a table's rows go on: the one in which it stands, or the first later one that takes them."""
+    standing = number = generation_at(last, table.name)
     try:
-        schema = row_schema(product, table)
+        schema = row_schema(plan.product, table)
     except ContractError:
         # Told when the table is opened.
         return standing
-    while ChangeLog.exists(uri := layout.table(product.name, CHANGES, table.name, number)):
+    while ChangeLog.exists(uri := plan.layout.table(plan.name, CHANGES, table.name, number)):
         log = ChangeLog.open(uri)
         # One that a killed attempt left is gone on with, unless the one that stands has grown since.
         begun = number == standing or log.after == last_seq(last, table.name)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 import polars as pl
-from deltalake.exceptions import DeltaError
 
+from mesh_assets.derive.generation import going_on
 from mesh_assets.derive.plan import DerivePlan, Subscription
-from mesh_assets.errors import MeshError, TransformError
-from mesh_assets.lake.log import ChangeLog
+from mesh_assets.derive.reading import change_logs, columns_made, columns_possible, schemas_of
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage import facet
-from mesh_assets.lineage.columns import ColumnLineage, everything
+from mesh_assets.lineage.columns import ColumnLineage
 from mesh_assets.lineage.dataset import (
     Columns,
     Dataset,
@@ -26,16 +24,17 @@ from mesh_assets.lineage.dataset import (
 from mesh_assets.lineage.event import LineageRun, Parent
 from mesh_assets.lineage.reconcile import recover
 from mesh_assets.lineage.recorder import Recorder, Recording
-from mesh_assets.lineage.transform import transform_columns
 from mesh_assets.names import ProductName, lake_dataset, lineage_job
 from mesh_assets.shift.lineage import Tending, parent_of
+from mesh_assets.shift.plan import Target, beside
 from mesh_assets.shift.report import VersionReport
 
 
 class DeriveLineage:
     """Emits, for each product, START when its work first begins, RUNNING per version, and a terminal event.
 
-    Products may be worked on in several threads, each product in one at a time.
+    Products may be worked on in several threads, each product in one at a time: what is kept here is
+    kept by product, and none waits for another's.
 
     Attributes:
         recorder: takes the events of all runs, from whichever thread.
@@ -51,13 +50,13 @@ class DeriveLineage:
         self._run_id = run_id
         self._log = log
         self._open: dict[ProductName, Recording] = {}
-        self._columns: dict[ProductName, tuple[str, ColumnLineage | None]] = {}
+        self._columns: dict[ProductName, ColumnLineage | None] = {}
         self._schemas: dict[ProductName, dict[str, pl.Schema]] = {}
         self._inputs: dict[ProductName, dict[str, str]] = {}
+        self._targets: dict[ProductName, tuple[Target, ...]] = {}
         self._made: set[ProductName] = set()
         self._recovered: set[ProductName] = set()
         self._layout = plans[0].layout
-        self._lock = threading.RLock()
         self.recorder = Recorder(self._layout.lineage(), log=log)
 
     def __enter__(self) -> Self:
@@ -66,12 +65,8 @@ class DeriveLineage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name, recording in self._open.items():
-            if name not in self._made:
-                # Nothing was written that a column could be told of, and its function may never end.
-                self._columns.setdefault(name, (self._plans[name].code_hash, None))
-            recording.end(error)
-        self._open.clear()
+        for name in list(self._open):
+            self._end(name, error)
         self.recorder.close()
 
     @contextmanager
@@ -84,14 +79,11 @@ class DeriveLineage:
             name: the product.
             heads: the versions of its inputs that are read; a run reads each input in one generation.
         """
-        with self._lock:
-            moved = heads is not None and self._inputs.get(name) != _uris(self._plans[name], heads)
-            if moved and name in self._open:
-                self._open.pop(name).end(None)
-            if name not in self._open:
-                self._open[name] = self._begin(self._plans[name], heads)
-            recording = self._open[name]
-        with recording.making():
+        if heads is not None and self._inputs.get(name) != change_logs(self._plans[name], heads):
+            self._end(name)
+        if name not in self._open:
+            self._open[name] = self._begin(self._plans[name], heads)
+        with self._open[name].making():
             yield
 
     def read(
@@ -130,7 +122,7 @@ class DeriveLineage:
             parent = report.row.parents.get(str(one.product))
             if parent is not None:
                 recording.note(name, {"mesh_product": facet.product_version(str(one.product), parent)})
-        mine = [lake_dataset(target.changes_uri) for target in plan.targets]
+        mine = [lake_dataset(target.changes_uri) for target in self._targets[plan.name]]
         mine.append(lake_dataset(plan.layout.versions(plan.name)))
         made = {"mesh_product": facet.product_version(str(plan.name), report.row.version)}
         recording.gather()
@@ -140,18 +132,9 @@ class DeriveLineage:
 
     def failed(self, name: ProductName, error: BaseException) -> None:
         """A product's run ends with an error; the others go on, and its next work begins another run."""
-        with self._lock:
-            recording = self._open.pop(name, None) or self._begin(self._plans[name])
-        if isinstance(error, TransformError):
-            # A function that fails, or never ends, would not tell its columns either.
-            self._columns.setdefault(name, (self._plans[name].code_hash, None))
-        recording.end(error)
-
-    def flush_if_due(self) -> None:
-        """Write what waits; called where nothing else happens."""
-        for recording in list(self._open.values()):
-            recording.gather()
-        self.recorder.flush_if_due()
+        if name not in self._open:
+            self._open[name] = self._begin(self._plans[name])
+        self._end(name, error)
 
     @property
     def tending(self) -> Tending:
@@ -167,7 +150,7 @@ class DeriveLineage:
     # -- one run ------------------------------------------------------------------------------
 
     def _begin(self, plan: DerivePlan, heads: Mapping[ProductName, VersionRow] | None = None) -> Recording:
-        inputs = _uris(plan, heads)
+        inputs = change_logs(plan, heads)
         if self._inputs.get(plan.name) != inputs:
             self._inputs[plan.name] = inputs
             self._schemas.pop(plan.name, None)
@@ -188,16 +171,21 @@ class DeriveLineage:
         )
         if plan.name not in self._recovered:
             self._recovered.add(plan.name)
-            tables = [target.changes_uri for target in plan.targets]
-            tables += [target.current_uri for target in plan.targets]
-            tables.append(plan.layout.versions(plan.name))
+            tables = [*plan.held_uris(), *beside(plan.layout, plan.name)]
             recover(plan.layout.lineage(), self.recorder, (namespace, name), tables)
+        self._targets[plan.name] = targets = going_on(plan, VersionLog(plan.versions_uri).latest())
         recording = Recording(self.recorder, run, self._datasets(plan))
         for uri in inputs.values():
             recording.read(lake_dataset(uri))
-        outputs = [lake_dataset(target.changes_uri) for target in plan.targets]
+        outputs = [lake_dataset(target.changes_uri) for target in targets]
         recording.start(outputs=[*outputs, lake_dataset(plan.layout.versions(plan.name))])
         return recording
+
+    def _end(self, name: ProductName, error: BaseException | None = None) -> None:
+        """A product's run, if one is open, has ended."""
+        if (recording := self._open.pop(name, None)) is not None:
+            recording.end(error)
+            self._made.discard(name)
 
     def _datasets(self, plan: DerivePlan) -> list[Dataset]:
         layout, contract = plan.layout, plan.product.contract
@@ -207,7 +195,7 @@ class DeriveLineage:
         found += [
             changes_dataset(layout, one.product, one.table, uris[one.name], None) for one in plan.inputs
         ]
-        for target in plan.targets:
+        for target in self._targets[plan.name]:
 
             def columns(names: Sequence[str], table: str = target.table) -> Columns:
                 return self._columns_of(plan, table, names)
@@ -227,54 +215,16 @@ class DeriveLineage:
 
     def _columns_of(self, plan: DerivePlan, table: str, names: Sequence[str]) -> Columns:
         """The sources of a table's own columns; of everything, where the transform does not say."""
-        schemas = self._schemas.setdefault(plan.name, {})
-        for one in plan.inputs:
-            uri = self._inputs[plan.name][one.name]
-            if one.name not in schemas and (schema := _schema_of(uri)) is not None:
-                schemas[one.name] = one.schema(schema)
-        if len(schemas) < len(plan.inputs):
+        schemas = self._schemas.get(plan.name) or schemas_of(plan, self._inputs[plan.name])
+        if schemas is None:
             return {}
-        known = self._columns.get(plan.name)
-        if known is None or known[0] != plan.code_hash:
-            default = plan.product.contract.default_table
-            known = (
-                plan.code_hash,
-                transform_columns(
-                    plan.transform,
-                    schemas,
-                    default.name if default else plan.targets[0].table,
-                    kept=plan.layout.catalog(plan.name, "lineage"),
-                    log=self._log,
-                ),
-            )
-            self._columns[plan.name] = known
+        self._schemas[plan.name] = schemas
         rows = [name for name in names if not name.startswith("_")]
-        found = (known[1] or {}).get(table, {})
-        made = everything(schemas, rows) | {name: sources for name, sources in found.items() if name in rows}
-        named = {one.name: one for one in plan.inputs}
-        return {
-            name: tuple(
-                dict.fromkeys(
-                    source._replace(column=named[source.input].column(source.column)) for source in sources
-                )
-            )
-            for name, sources in made.items()
-        }
-
-
-def _uris(plan: DerivePlan, heads: Mapping[ProductName, VersionRow] | None) -> dict[str, str]:
-    """By input the change log that it is read from, at these versions or at the newest ones."""
-    rows: Mapping[ProductName, VersionRow | None] = heads or {
-        name: VersionLog(plan.layout.versions(name)).latest() for name in plan.input_products
-    }
-    return {one.name: one.changes_uri(rows[one.product]) for one in plan.inputs}
-
-
-def _schema_of(uri: str) -> pl.Schema | None:
-    """The columns of an input as the transform sees them; None while it cannot be read."""
-    try:
-        frame = pl.from_arrow(ChangeLog.open(uri).row_schema.empty_table())
-    except (MeshError, DeltaError, OSError):
-        return None
-    assert isinstance(frame, pl.DataFrame)
-    return frame.schema
+        made = columns_possible(plan, schemas, rows)
+        if plan.name in self._made:
+            # Else its function may have failed or never end, and would not tell its columns either.
+            if plan.name not in self._columns:
+                self._columns[plan.name] = columns_made(plan, schemas, log=self._log)
+            found = (self._columns[plan.name] or {}).get(table, {})
+            made |= {name: found[name] for name in rows if name in found}
+        return made

@@ -15,10 +15,10 @@ import polars as pl
 from mesh_assets.contract.compatibility import Readers
 from mesh_assets.contract.definition import EXACT_SUFFIX, Limits, Through
 from mesh_assets.contract.discovery import Discovery, Product
-from mesh_assets.derive.generation import generation_of
-from mesh_assets.errors import UnknownName
+from mesh_assets.contract.loader import load
+from mesh_assets.errors import ContractError, UnknownName
 from mesh_assets.lake.storage import storage_of
-from mesh_assets.lake.version import VersionLog, VersionRow
+from mesh_assets.lake.version import VersionLog, VersionRow, generation_at
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName
 from mesh_assets.quality.concealment import restricted
 from mesh_assets.readers import table_readers
@@ -60,8 +60,7 @@ class Subscription:
         return self._uri(CURRENT, row)
 
     def _uri(self, kind: str, row: VersionRow | None) -> str:
-        generation = row.generation(self.table) if row else 1
-        return self.layout.table(self.product, kind, self.table, generation)
+        return self.layout.table(self.product, kind, self.table, generation_at(row, self.table))
 
     def schema(self, columns: Mapping[str, pl.DataType]) -> pl.Schema:
         """What the transform gets of it, if its table has these columns."""
@@ -133,29 +132,39 @@ class DerivePlan:
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
-        """Its own tables, where their rows go under this contract; looks into the lake once."""
-        layout, name, last = self.layout, self.name, VersionLog(self.versions_uri).latest()
-        found = []
-        for table in self.product.contract.tables:
-            generation = generation_of(layout, self.product, table, last)
-            found.append(
-                Target(
-                    name,
-                    table.name,
-                    "",
-                    table.key,
-                    layout.table(name, CHANGES, table.name, generation),
-                    layout.table(name, CURRENT, table.name, generation),
-                    table,
-                    generation,
-                )
+        """Its own tables, each in its first generation.
+
+        In which it goes on is chosen when they are opened (:func:`mesh_assets.derive.generation.going_on`).
+        """
+        layout, name = self.layout, self.name
+        return tuple(
+            Target(
+                name,
+                table.name,
+                "",
+                table.key,
+                layout.table(name, CHANGES, table.name),
+                layout.table(name, CURRENT, table.name),
+                table,
             )
-        return tuple(found)
+            for table in self.product.contract.tables
+        )
+
+    @property
+    def single_table(self) -> str:
+        """The table that a transform makes which returns a single frame: there is only one then."""
+        return self.product.contract.tables[0].name
 
     @property
     def versions_uri(self) -> str:
         """Its version log."""
         return self.layout.versions(self.name)
+
+    def held_uris(self) -> list[str]:
+        """The change logs and current tables that there are, of every generation; none is opened."""
+        root = self.layout.product(self.name)
+        storage = storage_of(root)
+        return [f"{root}/{kind}/{one}" for kind in (CHANGES, CURRENT) for one in storage.folders(kind)]
 
     @property
     def input_products(self) -> tuple[ProductName, ...]:
@@ -186,6 +195,14 @@ class DerivePlan:
     def contracts_changed(self) -> bool:
         """Whether what the plan was made of differs: own and read domains' products, or the transform."""
         return _files(self.product) != self.contract_files
+
+    def contract_changed(self) -> bool:
+        """Whether the product's own contract says something else by now, or nothing."""
+        contract = self.product.contract
+        try:
+            return load(contract.path, name=contract.name).hash != contract.hash
+        except ContractError:
+            return True
 
     # -- what keeps it from running ---------------------------------------------------------------
 

@@ -16,9 +16,11 @@ from typing import Any
 
 import polars as pl
 
+from mesh_assets import failpoint
 from mesh_assets.contract.discovery import Product
 from mesh_assets.derive.derivation import Derivation, Heads
 from mesh_assets.derive.difference import differences
+from mesh_assets.derive.generation import going_on
 from mesh_assets.derive.lineage import DeriveLineage
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.secrecy import concealed
@@ -30,7 +32,7 @@ from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.read import pin, rows_at
 from mesh_assets.lake.shape import Shape
-from mesh_assets.lake.table import Table
+from mesh_assets.lake.storage import Storage, storage_of
 from mesh_assets.lake.tail import shape_of
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage.recorder import Recorder
@@ -200,16 +202,20 @@ def rebuild_current(target: Target, cut: int, tending: Tending, *, dry_run: bool
 def _swap(log: ChangeLog, current_uri: str, cut: int) -> None:
     """Put a table that is folded from nothing in the place of the one that stands, in one commit."""
     standing = Current.open_or_create(current_uri, log.row_schema, log.key)
+    # As a fold does: files are only readable by a schema that has their columns.
+    standing.table.add_columns([*log.row_schema])
     storage = standing.table.storage
     aside = f"{current_uri.rstrip('/')}/{_FOLDER}"
-    if Table.exists(aside):
-        # What a killed rebuild left.
-        _clear(Table.open(aside))
+    # What a killed rebuild left; it may not be a whole table any more.
+    _clear(storage_of(aside))
     fresh = Current.create(aside, log.row_schema, log.key)
     fold(log, fresh, cut)
+    if max(fresh.folded, log.after) != cut:
+        raise CommitConflict(f"another rebuild of {current_uri} is under way")
     files = fresh.table.files()
     for file in files:
         storage.move(f"{_FOLDER}/{file.path}", file.path)
+    failpoint.reach("swap.moved")
     folded = standing.folded
     try:
         standing.table.rewrite(
@@ -219,12 +225,11 @@ def _swap(log: ChangeLog, current_uri: str, cut: int) -> None:
             expect={FOLDED: None if folded < 0 else folded},
         )
     finally:
-        _clear(fresh.table)
+        _clear(fresh.table.storage)
 
 
-def _clear(table: Table) -> None:
-    """Remove a table that nobody reads."""
-    storage = table.storage
+def _clear(storage: Storage) -> None:
+    """Remove a table that nobody reads, or what is left of it."""
     storage.remove(entry.path for folder in ("", "_delta_log") for entry in storage.entries(folder))
 
 
@@ -291,7 +296,7 @@ def _held_against(
             tables = tuple(replace(one, swapped=not one.equal) for one in tables)
         row = derivation.latest()
         assert row is not None
-        for target in plan.targets:
+        for target in derivation.targets:
             tell(f"{plan.name}.{target.table}: read from its own log")
             again = rebuild_current(target, row.tables[target.table], lineage.tending)
             if again.swapped:
@@ -339,7 +344,7 @@ def derived_parity(plan: DerivePlan, table: str) -> ParityResult:
                 f"{plan.name} was not derived yet",
                 hint="start the mesh with `mesh up`, or materialize the product in Dagster",
             )
-        if any(held.generation(target.table) != target.generation for target in plan.targets):
+        if any(held.generation(target.table) != target.generation for target in going_on(plan, held)):
             raise TableMissing(
                 f"{plan.name} was not derived yet under its contract as it is now, which gives columns "
                 "other types or a table another key",

@@ -5,6 +5,7 @@ The words themselves may quote values; they are kept in files of the installatio
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mesh_assets.derive import child
-from mesh_assets.derive.claim import private
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.errors import MeshError
 from mesh_assets.lake.access import Principal
+from mesh_assets.lake.scratch import private
 from mesh_assets.quality.concealment import discreet, restricted, untold
 
 _ERRORS = "errors"
@@ -77,6 +78,8 @@ class Prints:
             return
         with said.open("rb") as file:
             line_count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_MOST_BYTES), b""))
+            file.seek(-1, os.SEEK_END)
+            line_count += file.read() != b"\n"
             file.seek(max(0, size - _MOST_BYTES))
             where = _kept(plan, _PRINTS, file.read())
         name, now = str(plan.name), time.monotonic()

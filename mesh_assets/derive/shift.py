@@ -33,10 +33,10 @@ from mesh_assets.errors import Fenced, MeshError, StorageFull
 from mesh_assets.lake.layout import ensure_layout
 from mesh_assets.lake.recovery import recover
 from mesh_assets.lake.version import VersionLog, VersionRow
-from mesh_assets.names import ProductName
+from mesh_assets.names import Layout, ProductName
 from mesh_assets.shift.housekeeping import Housekeeper
 from mesh_assets.shift.memory import be_frugal
-from mesh_assets.shift.plan import Target, checks_uri, statistics_uri
+from mesh_assets.shift.plan import Target, beside
 from mesh_assets.shift.publisher import Publisher
 from mesh_assets.shift.readiness import promises
 from mesh_assets.shift.release import record_release
@@ -62,6 +62,7 @@ _LONGEST_RETRY_SECONDS = 600.0
 class Tended:
     """What a housekeeper tends of several derived products, as it does of a source's."""
 
+    layout: Layout
     targets: tuple[Target, ...]
     shared: tuple[str, ...]
 
@@ -70,16 +71,8 @@ class Tended:
         """The tables of these plans."""
         layout = plans[0].layout
         targets = tuple(target for plan in plans for target in plan.targets)
-        own = [
-            uri
-            for plan in plans
-            for uri in (
-                plan.versions_uri,
-                checks_uri(layout, plan.name),
-                statistics_uri(layout, plan.name),
-            )
-        ]
-        return cls(targets, (*own, layout.lineage()))
+        own = [uri for plan in plans for uri in beside(layout, plan.name)]
+        return cls(layout, targets, (*own, layout.lineage()))
 
 
 @dataclass
@@ -238,9 +231,8 @@ class DeriveShift:
     def _recover(self) -> None:
         """Move aside what a power cut left unreadable: it is derived again."""
         for plan in self.plans:
-            uris = [plan.versions_uri]
-            uris += [uri for target in plan.targets for uri in (target.changes_uri, target.current_uri)]
-            for uri in uris:
+            # In which generation a table goes on, only what can be read says.
+            for uri in (*beside(plan.layout, plan.name), *plan.held_uris()):
                 for address in recover(uri):
                     self.observer.message(f"unreadable after a crash, moved aside: {address}")
 
@@ -577,7 +569,9 @@ class DeriveShift:
                 done = {table: course.derivation.replay(table) for table in wanted}
                 step = self._shown(course.derivation)
             done = Desk(course.plan.layout, course.plan.name).told(course.plan.contract_hash, done)
-        except (StorageFull, Fenced):
+        except (StorageFull, Fenced) as error:
+            # The next run looks up anew where the tables go on.
+            self._lineage.failed(course.plan.name, error)
             raise
         except _FAULTS as error:
             course.derivation = None

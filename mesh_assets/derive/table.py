@@ -15,15 +15,15 @@ from mesh_assets.contract.document import display
 from mesh_assets.contract.model import TableContract
 from mesh_assets.derive.difference import Stamp, change_frame, differences
 from mesh_assets.derive.exact import Doubts, stored_texts, texts_given, widened, with_texts
-from mesh_assets.derive.generation import fits, last_seq, row_schema
+from mesh_assets.derive.generation import last_seq, row_schema
 from mesh_assets.derive.plan import DerivePlan
-from mesh_assets.errors import ContractError
+from mesh_assets.errors import ContractError, Fenced
 from mesh_assets.lake.log import Appended, ChangeLog
 from mesh_assets.lake.quarantine import images, last_rows, open_rows
 from mesh_assets.lake.shape import Shape
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
-from mesh_assets.lake.version import VersionRow
+from mesh_assets.lake.version import VersionRow, generation_at
 from mesh_assets.lake.view import Reader, View, chosen
 from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.gating import Guard
@@ -64,28 +64,35 @@ class OwnTable:
 
         Args:
             plan: of the product.
-            target: the table, in the generation that its contract asks for.
+            target: the table, where it goes on (:func:`mesh_assets.derive.generation.going_on`).
             gate: its blocking rules.
             last: the product's newest version.
 
         Raises:
             ContractError: if the log cannot take what the contract promises.
+            Fenced: if the table goes on after another version by now.
         """
         contract = target.contract
         assert contract is not None  # A derived table has one.
         schema = row_schema(plan.product, contract)
-        standing = last.generation(target.table) if last else 1
-        if not Table.exists(target.changes_uri):
-            after = last_seq(last, target.table) if target.generation > standing else -1
-            log = ChangeLog.create(target.changes_uri, schema, target.key, after=after)
-        else:
-            log = ChangeLog.open(target.changes_uri)
-        if target.generation < standing or not fits(log, contract, schema):
-            # Its generation was chosen when the plan was made.
+        begun = target.generation > generation_at(last, target.table)
+        if begun and plan.contract_changed():
+            # Else a contract that is over would begin a generation after that of the next one.
             raise ContractError(
                 f"the log of {plan.name}.{target.table} has come to other columns or another key "
                 f"meanwhile, by another contract than the {display(plan.product.contract.path)} known here",
                 hint="begin anew: the next shift goes by the contract as it is then",
+            )
+        after = last_seq(last, target.table) if begun else -1
+        if not Table.exists(target.changes_uri):
+            log = ChangeLog.create(target.changes_uri, schema, target.key, after=after)
+        else:
+            log = ChangeLog.open(target.changes_uri)
+        if begun and log.after != after:
+            raise Fenced(
+                f"another writer has appended to {plan.name}.{target.table}: "
+                f"{target.changes_uri} goes on from _seq {log.after}, not from {after}",
+                hint="open the tables anew",
             )
         log.add_columns([one for one in schema if one.name not in log.row_schema.names])
         kinds = shape_of(log).columns

@@ -30,12 +30,11 @@ import psutil
 
 from mesh_assets.contract.document import display
 from mesh_assets.derive import child
-from mesh_assets.derive.claim import private
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.reading import columns_read
 from mesh_assets.derive.secrecy import Prints, forget_error, keep_error, secretive
 from mesh_assets.errors import TransformError
-from mesh_assets.lake.scratch import Scratch
+from mesh_assets.lake.scratch import Scratch, private
 from mesh_assets.lake.shape import Shape
 from mesh_assets.quality.concealment import MORE, restricted
 
@@ -154,7 +153,7 @@ class Transformer:
 
     def __init__(self, home: Path, cancelled: Callable[[], bool] | None = None) -> None:
         self._cancelled = cancelled or (lambda: False)
-        self._scratch = Scratch("transform", private(private(home) / _SCRATCH))
+        self._scratch = Scratch("transform", private(home) / _SCRATCH)
         self._folder = self._scratch.folder
         self._prints = Prints()
         self._idle: list[_Child] = []
@@ -227,7 +226,9 @@ class Transformer:
                 self._ask(plan, request, inputs)
             finally:
                 if said is not None:
-                    self._prints.keep(plan, said)
+                    # A full disk is told by what needs it, and not in place of what went wrong.
+                    with suppress(OSError):
+                        self._prints.keep(plan, said)
             frames = {}
             for table, shape in shapes.items():
                 frames[table] = pl.scan_ipc(folder / f"{table}.arrow")
@@ -362,8 +363,7 @@ def _reads_restricted(plan: DerivePlan, inputs: Mapping[str, pl.LazyFrame]) -> b
     if not any(one.restricted for one in plan.inputs):
         return False
     read = columns_read(plan, {name: frame.collect_schema() for name, frame in inputs.items()})
-    columns = {one.name: {one.column(column) for column in read[one.name]} for one in plan.inputs}
-    return any(columns[one.name] & one.restricted for one in plan.inputs)
+    return any(read[one.name] & one.restricted for one in plan.inputs)
 
 
 def _require_keys(plan: DerivePlan, table: str, frame: pl.LazyFrame, shape: Shape) -> None:

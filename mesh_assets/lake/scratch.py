@@ -19,19 +19,27 @@ _PREFIX = "mesh-scratch-"
 _LOCK = ".lock"
 
 
+def private(folder: Path) -> Path:
+    """The folder, made if it is missing, for its owner's eyes only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
 class Scratch:
     """A folder for its owner's eyes only, until the block ends or it is closed.
 
     Args:
         what: it is for; part of its name.
-        place: the folder to make it in; left out, the system's for temporary files.
+        place: the folder to make it in, for its owner's eyes only too; left out, the system's for
+            temporary files.
 
     Attributes:
         folder: where it is.
     """
 
     def __init__(self, what: str, place: Path | None = None) -> None:
-        place = place or Path(tempfile.gettempdir())
+        place = Path(tempfile.gettempdir()) if place is None else private(place)
         _sweep(place)
         self._lock, self._owner = _locked(place, what)
         self.folder = self._lock.with_suffix("")

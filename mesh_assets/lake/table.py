@@ -101,6 +101,7 @@ class Table:
         description: str | None = None,
         properties: Mapping[str, str] | None = None,
         transactions: Mapping[str, int] | None = None,
+        anew: bool = False,
     ) -> Table:
         """Create an empty table, durably.
 
@@ -114,12 +115,13 @@ class Table:
             description: the table's description in its metadata.
             properties: own properties, kept in the metadata, read back by :meth:`property`.
             transactions: app transactions that the table begins with.
+            anew: replace the table that is there, in one commit; its app transactions stay.
 
         Raises:
-            LakeError: if the table exists already.
+            LakeError: if the table exists already, or changed while it was to be replaced.
         """
         storage = storage_of(uri)
-        if cls.exists(uri):
+        if not anew and cls.exists(uri):
             raise LakeError(f"there is already a table at {storage.uri}")
         kept = [column for column in statistics if bounded(schema.field(column).type)]
         own = dict(properties or {}) | {"statistics": json.dumps(kept)}
@@ -141,6 +143,7 @@ class Table:
                 name=name,
                 description=description,
                 configuration=configuration,
+                mode="overwrite" if anew else "error",
                 raise_if_key_not_exists=False,
                 commit_properties=CommitProperties(
                     custom_metadata=signed(None),
@@ -148,9 +151,9 @@ class Table:
                 ),
                 post_commithook_properties=_NO_HOOKS,
             )
-        storage.force([commit_path(0), LOG_FOLDER])
         created = cls(storage, delta)
-        note(Made(storage.uri, 0, "create", schema=created.schema))
+        storage.force([commit_path(created.version), LOG_FOLDER])
+        note(Made(storage.uri, created.version, "create", schema=created.schema))
         return created
 
     @staticmethod

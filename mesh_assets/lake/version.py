@@ -70,8 +70,19 @@ class InputPosition:
     end_lsn: int = 0
 
 
+class _Lying:
+    """What says in which generation a product's tables lie."""
+
+    __slots__ = ()
+    generations: Mapping[str, int]
+
+    def generation(self, table: str) -> int:
+        """In which generation a table lies."""
+        return self.generations.get(table, 1)
+
+
 @dataclass(frozen=True, slots=True)
-class VersionRow:
+class VersionRow(_Lying):
     """One product version.
 
     Attributes:
@@ -111,10 +122,6 @@ class VersionRow:
         """The commit LSN it reaches, if it has exactly one input."""
         return next(iter(self.positions.values())).lsn if len(self.positions) == 1 else None
 
-    def generation(self, table: str) -> int:
-        """In which generation a table lies."""
-        return self.generations.get(table, 1)
-
     def digest(self) -> str:
         """What ``hash`` must be."""
         record = {
@@ -137,7 +144,7 @@ class VersionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(_Lying):
     """One consistent place in all tables of a product.
 
     Attributes:
@@ -154,9 +161,10 @@ class Cut:
     committed_at: datetime
     generations: Mapping[str, int] = field(default_factory=dict)
 
-    def generation(self, table: str) -> int:
-        """In which generation a table lies."""
-        return self.generations.get(table, 1)
+
+def generation_at(row: VersionRow | Cut | None, table: str) -> int:
+    """In which generation a table lies at a version or cut; the first before there is one."""
+    return row.generation(table) if row else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,17 +320,13 @@ class VersionLog:
         found = [(upto.generation(table), upto.tables.get(table, -1))]
         while found[0][0] > 1:
             number = bisect_left(
-                range(1, number + 1), found[0][0], key=lambda version: self._generation(version, table)
+                range(1, number + 1), found[0][0], key=lambda version: generation_at(self.at(version), table)
             )
             row = self.at(number)
             if row is None:
                 break
             found.insert(0, (row.generation(table), row.tables.get(table, -1)))
         return found
-
-    def _generation(self, version: int, table: str) -> int:
-        row = self.at(version)
-        return row.generation(table) if row else 1
 
     def resolve(
         self,
@@ -381,7 +385,9 @@ class VersionLog:
         below = _row(found)
         after = self.at(below.version + 1) if below.version < latest.version else latest
         assert after is not None  # Versions are dense.
-        upper = dict(after.tables)
+        # A next generation comes as a whole with its version: until then its table is what it was.
+        same = [table for table in after.tables if after.generation(table) == below.generation(table)]
+        upper = {table: after.tables[table] for table in same}
         if below.version == latest.version:
             observed = horizon is not None and value <= _reach(horizon, column)
             if value > found[column] and not observed:
@@ -391,7 +397,7 @@ class VersionLog:
                 upper[table] = max(seq, upper.get(table, -1))
         lower = {table: below.tables.get(table, -1) for table in upper}
         rows = [
-            _coordinates(log(table, after.generation(table)), lower[table], seq).with_columns(
+            _coordinates(log(table, below.generation(table)), lower[table], seq).with_columns(
                 table=pl.lit(table)
             )
             for table, seq in upper.items()
@@ -399,8 +405,7 @@ class VersionLog:
         ]
         if not rows:
             return _cut(below)
-        # A table's next generation comes with one version, all at one moment: as a whole or not at all.
-        return _narrowed(below, after, upper, pl.concat(rows), value)
+        return _narrowed(below, upper, pl.concat(rows), value)
 
     def _refused(
         self, column: str, value: datetime | Lsn, latest: VersionRow, horizon: Horizon | None
@@ -423,9 +428,7 @@ def _coordinates(log: ChangeLog, after: int, upto: int) -> pl.DataFrame:
     return log.scan(after, upto, columns).collect()
 
 
-def _narrowed(
-    below: VersionRow, after: VersionRow, upper: Mapping[str, int], rows: pl.DataFrame, value: datetime | Lsn
-) -> Cut:
+def _narrowed(below: VersionRow, upper: Mapping[str, int], rows: pl.DataFrame, value: datetime | Lsn) -> Cut:
     """Cut the rows between two versions before the first position that lies beyond ``value``."""
     if isinstance(value, Lsn):
         beyond = rows.filter(pl.col("_position") > int(value))
@@ -448,10 +451,10 @@ def _narrowed(
     position, moment = kept.select(pl.col("_position").max(), pl.col("_committed_at").max()).row(0)
     return Cut(
         version=None,
-        tables=tables,
+        tables={**below.tables, **tables},
         lsn=None if below.lsn is None else max(below.lsn, position),
         committed_at=max(below.committed_at, moment or below.committed_at),
-        generations=dict(after.generations),
+        generations=dict(below.generations),
     )
 
 

@@ -108,7 +108,6 @@ class _Table:
     key: dg.AssetKey
     log_key: dg.AssetKey
     kind: str
-    uri: str
     metadata: Metadata = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     op_count: Counter[str] = field(default_factory=Counter)
@@ -145,13 +144,12 @@ class RunObserver:
         self._versions: dict[ProductName, VersionRow | None] = {}
         self._lineage: dict[ProductName, Mapping[str, dg.TableColumnLineage]] = {}
         for target in subject.targets:
-            for kind, uri in ((CHANGES, target.changes_uri), (CURRENT, target.current_uri)):
+            for kind in (CHANGES, CURRENT):
                 self._tables[target.name, kind, target.table] = _Table(
                     target,
                     asset_key(target.name, kind, target.table),
                     asset_key(target.name, CHANGES, target.table),
                     kind,
-                    uri,
                 )
         self._code_versions = _code_versions(context)
         self._outcomes = Outcomes(self._log_check, subject.layout, clock)
@@ -341,6 +339,12 @@ class RunObserver:
             self._versions[name] = latest_version(self._subject.layout, name)
         return self._versions[name]
 
+    def _uri(self, seen: _Table) -> str:
+        """Where the table lies at the product's newest version."""
+        row, target = self._version(seen.target.name), seen.target
+        generation = row.generation(target.table) if row else target.generation
+        return self._subject.layout.table(target.name, seen.kind, target.table, generation)
+
     def _complete(self, seen: _Table) -> None:
         """Read from the lake what no batch and no fold of this shift has told."""
         if ROW_COUNT in seen.metadata:
@@ -356,10 +360,10 @@ class RunObserver:
             self._see_columns(seen, shape.types if shape else {})
         try:
             if seen.kind == CHANGES:
-                log = ChangeLog.open(seen.uri)
+                log = ChangeLog.open(self._uri(seen))
                 row_count, version = log.seq + 1, log.table.version
             else:
-                current = Current.open(seen.uri)
+                current = Current.open(self._uri(seen))
                 if current.folded < 0:
                     return
                 row_count, version = current.row_count, current.table.version
@@ -403,7 +407,7 @@ class RunObserver:
             seen.metadata[VERSION] = dg.MetadataValue.int(row.version)
         if seen.kind == CHANGES and (lineage := self._column_lineage(seen)) is not None:
             seen.metadata[COLUMN_LINEAGE] = dg.MetadataValue.column_lineage(lineage)
-        return {URI: dg.MetadataValue.path(seen.uri), **seen.metadata, **counts}
+        return {URI: dg.MetadataValue.path(self._uri(seen)), **seen.metadata, **counts}
 
 
 def _code_versions(context: dg.AssetExecutionContext) -> Mapping[dg.AssetKey, str]:

@@ -66,13 +66,14 @@ class Housekeeper:
         tending: Tending | None = None,
     ) -> None:
         self._tending = tending
+        self._layout = plan.layout
         self._targets = {(target.name, target.table): target for target in plan.targets}
         self._policy = policy
         self._upkeep = upkeep
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="housekeeper")
         self._jobs: dict[tuple[ProductName, str], Future[None]] = {}
         self._waiting: dict[tuple[ProductName, str], datetime] = {}
-        self._cuts: dict[tuple[ProductName, str], tuple[int, datetime]] = {}
+        self._cuts: dict[tuple[ProductName, str], tuple[Target, int, datetime]] = {}
         self._measured: dict[tuple[ProductName, str], _Measured] = {}
         self._faulty: set[tuple[ProductName, str]] = set()
         self.messages: list[str] = []
@@ -101,7 +102,8 @@ class Housekeeper:
             return
         for table, seq in report.row.tables.items():
             key = (report.name, table)
-            self._cuts[key] = (seq, report.row.created_at)
+            target = self._targets[key].at(self._layout, report.row.generation(table))
+            self._cuts[key] = (target, seq, report.row.created_at)
             self._waiting.setdefault(key, report.row.created_at)
             job = self._jobs.get(key)
             if self._resting or (job is not None and not job.done()):
@@ -135,7 +137,7 @@ class Housekeeper:
 
         Does not wait: to be called again until it is, or until there is something to land.
         """
-        for key, (seq, _) in self._cuts.items():
+        for key, (_, seq, _) in self._cuts.items():
             job = self._jobs.get(key)
             if job is not None and not job.done():
                 continue
@@ -161,7 +163,7 @@ class Housekeeper:
     # -- in the background --------------------------------------------------------------------
 
     def _tend(self, key: tuple[ProductName, str], *, last: bool = False) -> None:
-        target, (seq, cut_at) = self._targets[key], self._cuts[key]
+        target, seq, cut_at = self._cuts[key]
         policy = replace(self._policy, min_age_seconds=0.0) if last and self._policy else self._policy
         try:
             log = ChangeLog.open(target.changes_uri)
@@ -171,6 +173,11 @@ class Housekeeper:
             self._maintain(target, target.current_uri, compacting=False)
             for uri in self._shared:
                 self._maintain(target, uri)
+            for earlier in (target.at(self._layout, number) for number in range(1, target.generation)):
+                # Nothing is appended there any more, so once in a shift is enough.
+                if earlier.changes_uri not in self._looked:
+                    self._maintain(earlier, earlier.changes_uri)
+                    self._maintain(earlier, earlier.current_uri, compacting=False)
         except CommitConflict:
             # Another shift's housekeeper was first; what it left is as good.
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -45,9 +45,22 @@ class Target:
     contract: TableContract | None = None
     generation: int = 1
 
+    def at(self, layout: Layout, generation: int) -> Target:
+        """The same table where it lies in a generation."""
+        return replace(
+            self,
+            changes_uri=layout.table(self.name, CHANGES, self.table, generation),
+            current_uri=layout.table(self.name, CURRENT, self.table, generation),
+            generation=generation,
+        )
+
 
 class Tables(Protocol):
     """What is tended together: a source's tables, or those of a domain's derived products."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where they lie."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -86,15 +99,7 @@ class CapturePlan:
     @property
     def shared(self) -> tuple[str, ...]:
         """Tables that are no product's own and are tended with them."""
-        own = [
-            uri
-            for name in self.products
-            for uri in (
-                self.layout.versions(name),
-                checks_uri(self.layout, name),
-                statistics_uri(self.layout, name),
-            )
-        ]
+        own = [uri for name in self.products for uri in beside(self.layout, name)]
         return (*own, self.part_uri("ledger"), self.layout.lineage())
 
     def part_uri(self, part: str) -> str:
@@ -107,6 +112,11 @@ class CapturePlan:
         return {path: known for folder in folders for path, known in product_files(folder).items()} != (
             self.contract_files
         )
+
+
+def beside(layout: Layout, name: ProductName) -> tuple[str, ...]:
+    """Where a product's own tables beside its data lie."""
+    return layout.versions(name), checks_uri(layout, name), statistics_uri(layout, name)
 
 
 def statistics_uri(layout: Layout, name: ProductName) -> str:

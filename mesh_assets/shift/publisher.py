@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -19,17 +20,23 @@ class Publisher:
         layout: of the lake.
         products: whose records to write.
         publish_seconds: the least time between two publications.
+        clock: tells the time by which that is, in seconds.
 
     Attributes:
         messages: what went wrong; whoever reads them takes them out.
     """
 
     def __init__(
-        self, layout: Layout, products: Iterable[Product], *, publish_seconds: float = PUBLISH_SECONDS
+        self,
+        layout: Layout,
+        products: Iterable[Product],
+        *,
+        publish_seconds: float = PUBLISH_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.messages: list[str] = []
         self._catalog = LocalCatalog.of(
-            layout, products, log=self.messages.append, publish_seconds=publish_seconds
+            layout, products, log=self.messages.append, publish_seconds=publish_seconds, clock=clock
         )
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalog")
         self._job: Future[bool] | None = None

@@ -17,10 +17,10 @@ from mesh_assets.catalog.releases import Releases
 from mesh_assets.contract import compatibility
 from mesh_assets.contract.discovery import Discovery, Product, discover
 from mesh_assets.contract.document import display
-from mesh_assets.contract.keeping import files_of, folder_files
+from mesh_assets.contract.keeping import files_of, folder_files, kept_name
 from mesh_assets.contract.kept import KEPT_FILE, Kept
 from mesh_assets.contract.model import Contract
-from mesh_assets.contract.support import ended, version_readers
+from mesh_assets.contract.support import version_readers
 from mesh_assets.errors import ContractError
 from mesh_assets.names import Layout, ProductName
 from mesh_assets.readers import unnamed_readers
@@ -71,10 +71,13 @@ def record_release(layout: Layout, product: Product, code_hash: str = "") -> str
     held = releases.at(contract.version)
     if held is None:
         releases.record(contract)
+    files: dict[str, bytes] | None = None
     # Its folder may be gone by now.
-    with suppress(ContractError):
+    with suppress(ContractError, FileNotFoundError):
         if product.code_hash == code_hash:
-            releases.record_made_by(contract.version, folder_files(product.folder))
+            files = folder_files(product.folder)
+    if files is not None:
+        releases.record_made_by(contract.version, files)
     if held is None or held.contract.hash == contract.hash:
         return None
     return (
@@ -102,9 +105,7 @@ def keep_old_versions(layout: Layout, product: Product) -> list[str]:
     older = {
         name: one.contract
         for one in releases.all()
-        if compatibility.major(one.contract.version) != compatibility.major(contract.version)
-        and compatibility.rises(one.contract.version, contract.version)
-        and (name := _kept_name(one.contract)) is not None
+        if compatibility.raised(one.contract, contract) and (name := kept_name(one.contract)) is not None
     }
     if not older:
         return []
@@ -117,7 +118,7 @@ def keep_old_versions(layout: Layout, product: Product) -> list[str]:
         if name in discovery.kept:
             if not version_readers(discovery, name) and _surely(discovery, folder):
                 done += _let_go(folder, name, discovery.kept[name])
-        elif not folder.exists() and not ended(old):
+        elif not folder.exists() and not old.ended:
             # Only at the change itself do those who name no version read what they were written for.
             readers = unnamed_readers(discovery, old, contract) if old == latest else {}
             pinned = version_readers(discovery, name)
@@ -129,11 +130,6 @@ def keep_old_versions(layout: Layout, product: Product) -> list[str]:
                     f"{display(folder)}, for {who}"
                 )
     return done
-
-
-def _kept_name(contract: Contract) -> ProductName | None:
-    number = compatibility.major(contract.version)
-    return contract.name.kept_version(int(number)) if number.isdecimal() and int(number) else None
 
 
 def _surely(discovery: Discovery, folder: Path) -> bool:

@@ -47,7 +47,7 @@ def test_pages_follow_the_checks_and_the_contract(database_url: str, tmp_path: P
     assert "hush-hush" in told
     assert "must be of type string" in told
     # Current meets this rule, because quarantine holds what does not.
-    assert "Nothing counts less than nothing. things.number_is_not_below: 1 keys are in quarantine" in told
+    assert "Nothing counts less than nothing. things.number_is_not_below: 1 key is in quarantine" in told
 
     shop.edit(
         "{name: body, logicalType: string, physicalType: text}",

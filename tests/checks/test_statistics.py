@@ -146,11 +146,37 @@ def test_lineage_tells_the_columns_in_numbers(database_url: str, tmp_path: Path)
     assert newest_version.version > version.version
     shutil.rmtree(statistics_uri(layout, NAME))
     assert statistics.refresh(layout, product, newest_version)
+    assert {row["version"] for row in newest(shop).values()} == {version.version}
     events = [json.loads(text) for text in read(layout.lineage()).collect().sort("event_time")["event"]]
     told = [one for one in events if one["job"]["name"] == "things.statistics" and one["inputs"]][-1]
     [things] = [one["facets"] for one in told["inputs"] if one["name"] == uri]
     assert things["mesh_product"]["version"] == version.version
     assert catalog_event.Reader(layout).fold([json.dumps(told)]).edges == []
+
+
+def test_each_table_names_the_version_that_it_holds(database_url: str, tmp_path: Path) -> None:
+    shop = Shop(database_url, tmp_path / "home")
+    shop.execute("insert into shop.things values (1, 10, 'a')", "insert into shop.notes values (7, 'seven')")
+    layout = Layout(shop.settings.lake_root)
+    shop.drain(budget=EAGER)
+    first = VersionLog(layout.versions(NAME)).latest()
+    shop.execute("update shop.notes set words = 'eight'")
+    shop.drain(budget=replace(EAGER, check_seconds=None))
+    second = VersionLog(layout.versions(NAME)).latest()
+    shop.execute("insert into shop.things (thing_id, number) values (4, 50)")
+    shop.drain(budget=replace(QUICK, fold=None, check_seconds=None))
+    third = VersionLog(layout.versions(NAME)).latest()
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first.version < second.version < third.version
+    assert statistics.refresh(layout, shop.mesh.product(str(NAME)), third)
+    # The things were folded last at the second version, the notes have not changed since it.
+    told = {(table, row["version"]) for (table, _), row in newest(shop).items()}
+    assert told == {("things", second.version), ("notes", third.version)}
+    assert newest(shop)["things", "number"]["row_count"] == 1
+    record = local.publish(layout, shop.mesh.discovery, NAME)
+    assert {(row["table"], row["version"]) for row in record.statistics} == told
 
 
 def test_a_column_that_becomes_restricted_keeps_no_values(database_url: str, tmp_path: Path) -> None:

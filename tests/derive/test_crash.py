@@ -14,9 +14,12 @@ import psutil
 import pytest
 from polars.testing import assert_frame_equal
 
+from mesh_assets.derive import DeriveShift
 from mesh_assets.lake.version import VersionLog
+from mesh_assets.orchestration.report import Subject
 from tests.derive.test_property import minimal
-from tests.derive.world import CUSTOMERS, ORDERS, SPENDING, SPENDING_TABLES, World
+from tests.derive.world import CUSTOMERS, FOLDING, ORDERS, SPENDING, SPENDING_TABLES, World
+from tests.waiting import PATIENCE_SECONDS, until
 
 KILLS = (
     "file.written:1",
@@ -39,7 +42,7 @@ def shift(world: World, failpoint: str = "") -> int:
         env=os.environ | {"MESH_FAILPOINT": failpoint},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     if done.returncode not in (0, -signal.SIGKILL):
@@ -60,7 +63,41 @@ def change(world: World, chance: random.Random) -> None:
     orders.cut()
 
 
+def tear(world: World, *patterns: str) -> None:
+    """Leave of the newest commit of some of the spending's tables what a power cut may: its length."""
+    product = Path(world.mesh.layout.product(SPENDING))
+    for pattern in patterns:
+        folders = [*product.glob(pattern)]
+        assert folders
+        for folder in folders:
+            max((folder / "_delta_log").glob("*.json")).write_bytes(bytes(100))
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [("versions",), ("versions", "changes/*"), ("versions", "changes/*", "current/*")],
+    ids=lambda patterns: patterns[-1],
+)
+def test_what_a_power_cut_tore_is_derived_again(tmp_path: Path, patterns: tuple[str, ...]) -> None:
+    world, chance = World(tmp_path), random.Random(3)
+    world.derive()
+    for _ in range(2):
+        change(world, chance)
+        assert world.shift(FOLDING).refused == {}
+    tear(world, *patterns)
+    plans = world.plans()
+    Subject.derived("shop", plans)  # What the orchestrator does first.
+    assert DeriveShift(plans, budget=FOLDING, observer=world.observer).run().refused == {}
+    aside = [text for text in world.observer.messages if "moved aside" in text]
+    assert any("/versions/" in text for text in aside)
+    assert len(aside) == 1 + 2 * (len(patterns) - 1)
+    for table, rows in world.expected().items():
+        assert_frame_equal(world.rows(SPENDING, table), rows, check_column_order=False)
+        minimal(world, SPENDING, table)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.derive()
@@ -100,12 +137,14 @@ def test_a_killed_shift_leaves_no_transform_behind(tmp_path: Path) -> None:
     )
     change(world, random.Random(1))
     process = subprocess.Popen([sys.executable, "-m", "tests.derive.process", str(world.folder)])
+
+    def running() -> str:
+        assert process.poll() is None
+        return mark.read_text() if mark.exists() else ""
+
     try:
-        deadline = psutil.time.time() + 60
-        while not (mark.exists() and mark.read_text()) and psutil.time.time() < deadline:
-            assert process.poll() is None
-        child = psutil.Process(int(mark.read_text()))
+        child = psutil.Process(int(until(running, "the transform runs")))
     finally:
         process.kill()
         process.wait()
-    child.wait(timeout=20)
+    child.wait(timeout=PATIENCE_SECONDS)

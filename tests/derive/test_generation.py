@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,17 +18,25 @@ from mesh_assets.catalog.enterprise import fold
 from mesh_assets.catalog.graph import Graph, Node
 from mesh_assets.catalog.local import make, publish
 from mesh_assets.checks.statistics import refresh
+from mesh_assets.derive import DeriveShift
 from mesh_assets.derive.derivation import Derivation
 from mesh_assets.derive.rebuild import derived_parity, rebuild
+from mesh_assets.derive.table import OwnTable
 from mesh_assets.derive.transform import Transformer
-from mesh_assets.errors import AsOfRefused, ContractError, LakeError, TableMissing, UnknownName
+from mesh_assets.errors import AsOfRefused, ContractError, Fenced, LakeError, TableMissing, UnknownName
 from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.table import Table
+from mesh_assets.lake.upkeep import Upkeep
 from mesh_assets.lake.version import InputPosition, VersionLog, VersionRow
 from mesh_assets.lineage.completeness import explain
 from mesh_assets.names import CHANGES, Layout, ProductName
+from mesh_assets.orchestration.report import Subject
 from mesh_assets.status import product_status
-from tests.derive.test_crash import change, shift
+from tests.derive.test_crash import change, shift, tear
+from tests.derive.test_shift import RULE
 from tests.derive.world import (
+    CUSTOMERS,
+    EAGER,
     FOLDING,
     ORDERS,
     SPENDING,
@@ -57,7 +66,8 @@ TABLES_2 = {
         ("customer_id",),
     ),
 }
-TRANSFORM_2 = SPENDING_TRANSFORM.replace("cast(pl.Int64)", "cast(pl.Decimal(12, 2))").replace(
+LINES_2 = SPENDING_TRANSFORM.replace("cast(pl.Int64)", "cast(pl.Decimal(12, 2))")
+TRANSFORM_2 = LINES_2.replace(
     """group_by("customer_id", "currency").agg(
         total""",
     """group_by("customer_id").agg(
@@ -240,6 +250,7 @@ def test_without_a_raised_major_version_it_is_refused_and_what_stands_stays(worl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_on_the_way_it_is_there_as_a_whole_or_not_at_all(world: World) -> None:
     chance = random.Random(11)
     assert shift(world) == 0
@@ -287,6 +298,89 @@ def test_what_a_killed_attempt_left_is_no_log_of_a_later_one(world: World) -> No
     log = ChangeLog.open(world.mesh.layout.table(SPENDING, CHANGES, "spending", generation))
     assert log.after == latest(world).tables["spending"] - log.scan().collect().height
     assert generation == 3
+
+
+def test_what_a_power_cut_tore_of_a_new_generation_is_derived_again(world: World) -> None:
+    world.shift()
+    raised(world)
+    world.shift()
+    tear(world, "versions", "changes/*.g2")
+    assert world.shift().refused == {}
+    same(world, TABLES_2, TRANSFORM_2)
+    assert (latest(world).version, latest(world).generation("spending")) == (2, 2)
+
+
+def test_where_to_go_on_is_looked_up_when_it_is_this_shifts_turn(world: World) -> None:
+    """A shift that waits for another goes on from where that one ends."""
+    world.shift()
+    raised(world)
+    assert shift(world, "version.before:1") < 0
+    waiting = world.plans()
+    Subject.derived("shop", waiting)
+    world.derive()
+    change(world, random.Random(5))
+    assert world.shift().refused == {}
+    before = latest(world)
+    raised(world)
+    assert DeriveShift(waiting, budget=EAGER, observer=world.observer).run().refused == {}
+    same(world, TABLES_2, TRANSFORM_2)
+    for table in TABLES_2:
+        log = ChangeLog.open(
+            world.mesh.layout.table(SPENDING, CHANGES, table, latest(world).generation(table))
+        )
+        assert log.after == before.tables[table]
+    log = ChangeLog.open(world.mesh.layout.table(SPENDING, CHANGES, "spending", 2))
+    assert log.after < before.tables["spending"]
+    target = world.plans()[0].targets[0].at(world.mesh.layout, 2)
+    with pytest.raises(Fenced, match="goes on from _seq"):
+        OwnTable.open(world.plans()[0], target, None, before)
+
+
+def test_a_moment_before_a_swap_at_which_a_row_was_released(world: World) -> None:
+    """The row keeps its moment, at which the other table lay in its earlier generation."""
+    customers, orders = world.writer(CUSTOMERS), world.writer(ORDERS)
+    orders.put("orders", (1000, 1000, "OLD"))
+    orders.put("lines", (1000, 1, Decimal("99.00")))
+    orders.cut()
+    world.derive(quality={"currency": RULE.replace("> %d", "= 'OLD'")})
+    world.shift()
+    while customers.position <= orders.position:
+        customers.put("customers", (1000, f"region {customers.position}"))
+    customers.cut()
+    world.derive(
+        tables={**SPENDING_TABLES, "spending": TABLES_2["spending"]}, transform=LINES_2, version="2.0.0"
+    )
+    assert world.shift().refused == {}
+    before, after = versions(world).between(1, 2)
+    assert (after.generation("spending"), after.generation("currencies")) == (2, 1)
+    assert after.tables["currencies"] > before.tables["currencies"]
+    moment = after.committed_at - timedelta(microseconds=1)
+    cut = world.mesh.cut(SPENDING, moment)
+    assert cut.tables["currencies"] == after.tables["currencies"]
+    assert_frame_equal(
+        world.mesh.open("shop.spending", as_of=moment).polars().sort("customer_id"),
+        world.mesh.open("shop.spending", as_of=before.version).polars().sort("customer_id"),
+    )
+
+
+def test_what_lies_in_an_earlier_generation_is_tended_once_more(world: World) -> None:
+    chance = random.Random(4)
+    for _ in range(6):
+        change(world, chance)
+        world.shift()
+    before = latest(world)
+    rows = world.mesh.open("shop.spending").polars().sort("customer_id")
+    old = world.mesh.layout.table(SPENDING, CHANGES, "spending")
+    count = len(Table.open(old).files())
+    raised(world)
+    world.shift(replace(FOLDING, upkeep=Upkeep(run_length=3, commit_count=4)))
+    assert latest(world).generation("spending") == 2
+    assert len(Table.open(old).files()) < count
+    assert_frame_equal(
+        world.mesh.open("shop.spending", as_of=before.version).polars().sort("customer_id"), rows
+    )
+    explained = explain(world.mesh.layout, SPENDING, ["spending", "currencies"])
+    assert explained.unexplained == explained.ambiguous == ()
 
 
 def test_who_knows_the_earlier_contract_writes_no_more(world: World, tmp_path: Path) -> None:

@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
+import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from mesh_assets import failpoint
+from mesh_assets.derive import rebuild as rebuilding
 from mesh_assets.derive.plan import DerivePlan
 from mesh_assets.derive.rebuild import rebuild
 from mesh_assets.derive.table import OwnTable
 from mesh_assets.lake.current import Current
+from mesh_assets.lake.fold import Fold, fold
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.lake.upkeep import vacuum
 from mesh_assets.lake.version import VersionLog, VersionRow
+from mesh_assets.lineage.completeness import explain
 from mesh_assets.names import CURRENT, ProductName
 from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.plan import Target
-from tests.derive.world import CUSTOMERS, FOLDING, ORDERS, SPENDING, SPENDING_TRANSFORM, World
+from tests.derive.world import (
+    CUSTOMERS,
+    FOLDING,
+    ORDERS,
+    SPENDING,
+    SPENDING_TABLES,
+    SPENDING_TRANSFORM,
+    World,
+)
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -40,18 +63,35 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def damage(world: World, name: ProductName, table: str, column: str, value: object) -> None:
-    """Write another value into the first row of a current table, as a faulty program might have."""
+def damage(
+    world: World, name: ProductName, table: str, column: str, value: object, row_count: int = 1
+) -> None:
+    """Write another value into the first rows of each file of a current table, as a faulty program might."""
     current = Current.open(world.mesh.layout.table(name, CURRENT, table))
-    (file,) = current.table.files()
-    path = Path(current.table.storage.address(file.path))
-    rows = pq.read_table(path)
-    values = rows.column(column).to_pylist()
-    values[0] = value
-    place = rows.schema.get_field_index(column)
-    import pyarrow as pa
+    for file in current.table.files():
+        path = Path(current.table.storage.address(file.path))
+        rows = pq.read_table(path)
+        values = rows.column(column).to_pylist()
+        values[:row_count] = [value] * len(values[:row_count])
+        place = rows.schema.get_field_index(column)
+        pq.write_table(rows.set_column(place, column, pa.array(values, rows.schema.field(column).type)), path)
 
-    pq.write_table(rows.set_column(place, column, pa.array(values, rows.schema.field(column).type)), path)
+
+def command(world: World, *arguments: str, dies_at: str = "") -> subprocess.CompletedProcess[str]:
+    """Run ``mesh`` as a process."""
+    environment = {
+        "MESH_PRODUCTS": str(world.products),
+        "MESH_LAKE": world.mesh.settings.lake_root,
+        "MESH_FAILPOINT": dies_at,
+    }
+    return subprocess.run(
+        [sys.executable, "-c", "from mesh_assets.cli import main; main()", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
 
 
 def test_what_is_right_stays(world: World) -> None:
@@ -96,6 +136,7 @@ def test_a_damaged_derived_table_is_made_right(world: World) -> None:
     result = world.mesh.parity("shop.spending")
     assert result.equal
     assert (result.row_count, result.version) == (20, 2)
+    assert explain(world.mesh.layout, SPENDING, SPENDING_TABLES).complete
 
 
 def test_parity_holds_beside_a_shift_that_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +179,7 @@ def test_another_transform_is_shown_before_it_is_applied(world: World) -> None:
 
 def test_the_command_shows_it(world: World) -> None:
     damage(world, ORDERS, "orders", "currency", "XXX")
-
-    def mesh(*arguments: str) -> subprocess.CompletedProcess[str]:
-        settings = {"MESH_PRODUCTS": str(world.products), "MESH_LAKE": world.mesh.settings.lake_root}
-        command = [sys.executable, "-c", "from mesh_assets.cli import main; main()", *arguments]
-        return subprocess.run(
-            command, env=os.environ | settings, capture_output=True, text=True, check=False, timeout=60
-        )
-
+    mesh = partial(command, world)
     shown = mesh("rebuild", "shop.orders", "--dry-run")
     assert shown.returncode == 1, shown.stderr
     assert "currency XXX -> EUR" in shown.stdout
@@ -162,3 +196,143 @@ def test_the_command_shows_it(world: World) -> None:
     status = json.loads(mesh("status", "--json").stdout)
     spending = next(one for one in status["products"] if one["name"] == "shop.spending")
     assert spending["inputs"][0] == {"name": "shop.customers", "version": 1, "newest_version": 1}
+
+
+# -- the swap ---------------------------------------------------------------------------------------
+
+
+def currencies(world: World) -> tuple[int, set[str]]:
+    """How many orders a reader sees, and their currencies."""
+    rows = world.mesh.open(f"{ORDERS}.orders").polars()
+    return rows.height, set(rows["currency"])
+
+
+OLD, NEW = (40, {"XXX"}), (40, {"EUR"})
+"""What :func:`currencies` are while every row is damaged, and once the table was rebuilt."""
+
+
+def test_a_rebuild_that_is_killed_before_its_commit_changes_nothing(world: World) -> None:
+    damage(world, ORDERS, "orders", "currency", "XXX", 40)
+    current = Current.open(world.mesh.layout.table(ORDERS, CURRENT, "orders"))
+    standing = {file.path for file in current.table.files()}
+    killed = command(world, "rebuild", str(ORDERS), dies_at="swap.moved")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # What was to take its place lies there already.
+    folder = Path(current.table.uri)
+    assert {file.name for file in folder.glob("*.parquet")} > standing
+    current.refresh()
+    assert {file.path for file in current.table.files()} == standing
+    assert currencies(world) == OLD
+    product = world.mesh.product(str(ORDERS))
+    done = rebuild(world.mesh.layout, product, None)
+    assert {one.table: dict(one.op_count) for one in done.tables} == {"orders": {"u": 40}, "lines": {}}
+    assert rebuild(world.mesh.layout, product, None).equal
+    assert currencies(world) == NEW
+    # What the killed one left behind goes with the rest that nothing refers to.
+    current.refresh()
+    assert vacuum(current.table, grace_seconds=0.0) == 2 * len(standing)
+    assert [file.name for file in folder.glob("*.parquet")] == [file.path for file in current.table.files()]
+    assert_frame_equal(
+        world.rows(ORDERS, "orders"),
+        world.writer(ORDERS).frame("orders").sort("order_id"),
+        check_column_order=False,
+    )
+
+
+def test_a_reader_beside_a_rebuild_sees_the_old_rows_or_the_new(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many files take the place of many.
+    monkeypatch.setattr(rebuilding, "fold", partial(fold, file_rows=5))
+    product = world.mesh.product(str(ORDERS))
+
+    def read(begun: Event, ended: Event) -> list[tuple[int, set[str]]]:
+        seen = [currencies(world)]
+        begun.set()
+        while not ended.is_set():
+            seen.append(currencies(world))
+        return [*seen, currencies(world)]
+
+    reach, at_the_swap = failpoint.reach, []
+
+    def beside(point: str) -> None:
+        if point == "swap.moved":
+            at_the_swap.append(currencies(world))
+        reach(point)
+
+    monkeypatch.setattr(failpoint, "reach", beside)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            damage(world, ORDERS, "orders", "currency", "XXX", 40)
+            before = world.mesh.open(f"{ORDERS}.orders").lazy
+            begun, ended = Event(), Event()
+            reading = pool.submit(read, begun, ended)
+            try:
+                assert begun.wait(60)
+                assert not rebuild(world.mesh.layout, product, None).equal
+            finally:
+                ended.set()
+            seen = reading.result()
+            assert [one for one in seen if one not in (OLD, NEW)] == []
+            changes = [after for before, after in pairwise(seen) if after != before]
+            assert (seen[0], changes) == (OLD, [NEW])
+            # What was opened before is still readable, as it was.
+            assert set(before.collect()["currency"]) == {"XXX"}
+    assert at_the_swap == [OLD] * 3
+    assert len(Current.open(world.mesh.layout.table(ORDERS, CURRENT, "orders")).table.files()) == 8
+
+
+def test_a_column_that_was_not_folded_yet_is_not_lost(world: World) -> None:
+    damage(world, ORDERS, "orders", "currency", "XXX")
+    orders = world.writer(ORDERS)
+    orders.logs["orders"].add_columns([pa.field("note", pa.string())])
+    orders.tables["orders"] = orders.tables["orders"].append(pa.field("note", pa.string()))
+    orders.put("orders", (1, 1, "EUR", "in a hurry"))
+    orders.cut()
+    assert not rebuild(world.mesh.layout, world.mesh.product(str(ORDERS)), None).equal
+    rows = world.rows(ORDERS, "orders")
+    assert rows.filter(pl.col("note").is_not_null())["order_id"].to_list() == [1]
+
+
+def test_of_two_rebuilds_at_once_each_takes_its_own_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(world, ORDERS, "orders", "currency", "XXX")
+    orders = world.writer(ORDERS)
+
+    def beside(log: ChangeLog, current: Current, upto: int) -> Fold:
+        if not orders.rows["orders"].get((99,)):
+            orders.put("orders", (99, 1, "CHF"))
+            orders.cut()
+            later = ChangeLog.open(log.table.uri)
+            fold(later, Current.open(current.table.uri), later.seq)
+        return fold(log, current, upto)
+
+    monkeypatch.setattr(rebuilding, "fold", beside)
+    rebuild(world.mesh.layout, world.mesh.product(str(ORDERS)), None)
+    assert set(world.mesh.open(f"{ORDERS}.orders", as_of=1).polars()["currency"]) == {"EUR"}
+    assert set(world.rows(ORDERS, "orders")["currency"]) == {"EUR", "CHF"}
+
+
+def clearing(table_uri: str) -> None:
+    """What a rebuild that is killed while it clears away leaves: its log without its beginning."""
+    aside = Path(table_uri, "_rebuild")
+    (first, *_) = sorted((aside / "_delta_log").glob("*.json"))
+    first.unlink()
+
+
+def nothing_at_all(table_uri: str) -> None:
+    """What a rebuild that is killed before its first commit leaves."""
+    for path in Path(table_uri, "_rebuild", "_delta_log").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("torn", [clearing, nothing_at_all], ids=lambda one: one.__name__)
+def test_whatever_a_killed_rebuild_left_is_no_obstacle(world: World, torn: Callable[[str], None]) -> None:
+    damage(world, ORDERS, "orders", "currency", "XXX", 40)
+    assert command(world, "rebuild", str(ORDERS), dies_at="swap.moved").returncode == -signal.SIGKILL
+    torn(world.mesh.layout.table(ORDERS, CURRENT, "orders"))
+    product = world.mesh.product(str(ORDERS))
+    assert not rebuild(world.mesh.layout, product, None).equal
+    assert rebuild(world.mesh.layout, product, None).equal
+    assert currencies(world) == NEW

@@ -61,12 +61,12 @@ def test_what_a_replay_without_a_shift_releases_is_readable_at_once(
 ) -> None:
     before = held_back(world)
     monkeypatch.setattr(Promises, "gate", lambda *_: None)
-    answer = replay(world.mesh, "shop.spending", timeout_seconds=30)
+    answer = replay(world.mesh, "shop.spending")
     assert answer.tables["spending"] == Replayed(released=1, kept=0, row_count=1)
     assert total(world) == Decimal("99.00")
     assert version(world) == before + 1
     # With nothing to release there is nothing to write.
-    assert replay(world.mesh, "shop.spending", timeout_seconds=30).tables["spending"] == Replayed()
+    assert replay(world.mesh, "shop.spending").tables["spending"] == Replayed()
     assert version(world) == before + 1
 
 
@@ -85,7 +85,7 @@ def test_a_replay_that_another_writer_overtook_is_done_again(
         return original(self, name)
 
     monkeypatch.setattr(Derivation, "replay", overtaken)
-    answer = replay(world.mesh, "shop.spending.spending", timeout_seconds=30)
+    answer = replay(world.mesh, "shop.spending.spending")
     assert answer.tables["spending"].released == 1
     assert calls == ["spending", "spending"]
     assert total(world) == Decimal("99.00")

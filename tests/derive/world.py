@@ -15,6 +15,7 @@ from mesh_assets.derive import DerivePlan, DeriveShift
 from mesh_assets.lake.current import Current, FoldPolicy
 from mesh_assets.lake.fold import fold
 from mesh_assets.lake.log import ChangeLog, log_schema
+from mesh_assets.lake.quarantine import Judge, open_rows, releases
 from mesh_assets.lake.read import rows_at
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import InputPosition, VersionLog
@@ -86,6 +87,15 @@ def transform(inputs):
     )
     return {"spending": spending, "currencies": currencies}
 '''
+RATED_TRANSFORM = SPENDING_TRANSFORM.replace(
+    """.filter(pl.col("customer_id").is_not_null())
+""",
+    """.filter(pl.col("customer_id").is_not_null())
+    amount = pl.col("amount") * pl.col("rate").fill_null(1)
+    lines = lines.join(inputs["rates"], on="currency", how="left").with_columns(amount=amount)
+""",
+)
+"""In another currency, whose rates lead to no customer: all of it is recomputed, always."""
 SPENDING_TABLES = {
     "spending": (
         pa.schema(
@@ -115,6 +125,11 @@ SPENDING_INPUTS = """\
       product: shop.orders
       table: lines
       through: {input: orders, by: {order_id: order_id}}
+"""
+RATED_INPUTS = f"""\
+{SPENDING_INPUTS}
+    rates:
+      product: shop.rates
 """
 
 
@@ -193,6 +208,32 @@ class Writer:
         self._append(table, ops, rows, rejected=rejected, exact=exact)
         if not rejected:
             self.rows[table] |= {self.key(table, row): tuple(row) for row in rows}
+
+    def held(self, table: str) -> set[tuple[Any, ...]]:
+        """The keys of which rejected rows wait."""
+        return set(open_rows(self.logs[table]).select(KEYS[table]).iter_rows())
+
+    def release(self, table: str, judge: Judge) -> None:
+        """Append rejected rows that pass by now once more, late and with their first positions."""
+        log, names = self.logs[table], self.tables[table].names
+        for one in releases(log, judge):
+            if not one.frame.num_rows:
+                continue
+            position = log.position("app")
+            assert position is not None
+            log.append(
+                one.frame,
+                source="app",
+                position=position,
+                captured_at=_BEGAN + timedelta(seconds=self.position),
+                schema_version=1,
+                rejected_by=one.rejected_by,
+            )
+            verdicts = [None] * one.frame.num_rows if one.rejected_by is None else one.rejected_by.to_pylist()
+            for values, rules in zip(one.frame.select(names).to_pylist(), verdicts, strict=True):
+                if rules is None:
+                    row = tuple(values[name] for name in names)
+                    self.rows[table][self.key(table, row)] = row
 
     def remove(self, table: str, *keys: Sequence[Any]) -> None:
         """Delete rows."""
@@ -419,6 +460,8 @@ class World:
             "orders": orders.frame("orders").lazy(),
             "lines": orders.frame("lines").lazy(),
         }
+        if RATES in self.writers:
+            inputs["rates"] = self.writer(RATES).frame("rates").lazy()
         module: dict[str, Any] = {}
         exec(transform, module)
         return {

@@ -21,7 +21,12 @@ from tests.lake.sample import MOMENT, ROW, append, frame
 
 
 def add(
-    versions: VersionLog, tables: dict[str, int], *, lsn: int = 10, seconds: float | None = 0
+    versions: VersionLog,
+    tables: dict[str, int],
+    *,
+    lsn: int = 10,
+    seconds: float | None = 0,
+    generations: dict[str, int] | None = None,
 ) -> VersionRow:
     return versions.append(
         tables=tables,
@@ -34,6 +39,7 @@ def add(
         committed_at=None if seconds is None else MOMENT + timedelta(seconds=seconds),
         parents={"sales.orders": 4},
         created_at=MOMENT,
+        generations=generations,
     )
 
 
@@ -213,6 +219,28 @@ def test_one_position_says_nothing_about_several_inputs(versions: VersionLog) ->
     )
     with pytest.raises(AsOfRefused, match="2 inputs"):
         versions.resolve(Lsn(1), log=no_log)
+
+
+def test_between_two_versions_a_table_lies_where_the_earlier_has_it(
+    tmp_path: Path, versions: VersionLog
+) -> None:
+    logs = {
+        ("orders", 1): ChangeLog.create(str(tmp_path / "orders"), ROW, ("id",)),
+        ("order_lines", 1): ChangeLog.create(str(tmp_path / "order_lines"), ROW, ("id",)),
+    }
+    append(logs["orders", 1], frame([1, 2], lsn=10))
+    append(logs["order_lines", 1], frame([1], lsn=10))
+    add(versions, {"orders": 1, "order_lines": 0}, lsn=10)
+    logs["orders", 2] = ChangeLog.create(str(tmp_path / "orders.g2"), ROW, ("id",), after=1)
+    append(logs["orders", 2], frame([1, 2], lsn=20, seconds=9))
+    # A row that was in quarantine is logged once more where and when it was at first.
+    append(logs["order_lines", 1], frame([2], lsn=10, first_ordinal=3))
+    add(versions, {"orders": 3, "order_lines": 1}, lsn=20, seconds=9, generations={"orders": 2})
+    cut = versions.resolve(MOMENT + timedelta(seconds=5), log=lambda *which: logs[which])
+    assert (cut.version, cut.tables) == (None, {"orders": 1, "order_lines": 1})
+    assert (cut.generation("orders"), cut.generation("order_lines")) == (1, 1)
+    after = versions.resolve(MOMENT + timedelta(seconds=9), log=no_log)
+    assert (after.version, after.generation("orders")) == (2, 2)
 
 
 # -- against a model --------------------------------------------------------------------------
