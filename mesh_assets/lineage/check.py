@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from mesh_assets.contract.model import Contract
 from mesh_assets.lineage import facet
-from mesh_assets.lineage.dataset import Dataset, changes_dataset, current_dataset
+from mesh_assets.lineage.dataset import Dataset, Name, changes_dataset, current_dataset
 from mesh_assets.lineage.event import Parent
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset, mesh_dataset
@@ -96,14 +96,20 @@ def check_run(
         )
         for one in datasets:
             recording.note(one.name, {"mesh_product": facet.product_version(str(name), version)})
+        if parent is None:
+            # No run above accounts for what is kept before this one is told, or if it never is.
+            recording.start(outputs=[kept.name])
         yield CheckRecording(recording, inputs)
 
 
 class StatisticsRecording:
     """Statistics that are being brought up to date."""
 
-    def __init__(self, product: ProductName, recording: Recording, inputs: Mapping[str, Dataset]) -> None:
+    def __init__(
+        self, product: ProductName, recording: Recording, inputs: Mapping[str, Dataset], alone: Name | None
+    ) -> None:
         self._product = product
+        self._alone = alone
         self._recording = recording
         self._inputs = inputs
 
@@ -140,6 +146,9 @@ class StatisticsRecording:
         if version is not None:
             made = facet.product_version(str(self._product), version)
             self._recording.note(current.name, {"mesh_product": made})
+        if self._alone and not self._recording.started:
+            # As for checks; something is about to be kept.
+            self._recording.start(outputs=[self._alone])
 
 
 @contextmanager
@@ -175,7 +184,8 @@ def statistics_run(
             recorder = stack.enter_context(Recorder(layout.lineage(), log=log))
         datasets = (*inputs.values(), kept)
         run = recorder.run(name.domain, name.product, "statistics", datasets=datasets, parent=parent)
-        yield StatisticsRecording(name, stack.enter_context(run), inputs)
+        alone = kept.name if parent is None else None
+        yield StatisticsRecording(name, stack.enter_context(run), inputs, alone)
 
 
 def _datasets(layout: Layout, contract: Contract, table: str, generation: int) -> tuple[Dataset, Dataset]:

@@ -23,11 +23,15 @@ from mesh_assets.lake.signature import Signature, signatures
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.lineage.reconcile import OVER, versions_of
-from mesh_assets.lineage.store import read
+from mesh_assets.lineage.store import FLUSH_SECONDS, read
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset
 
 _CLOCKS = timedelta(minutes=1)
 """How far the clocks of two hosts may be apart."""
+_TELLING = timedelta(seconds=3 * FLUSH_SECONDS)
+"""How long a run that is under no other may take to be told after it has committed."""
+_BESIDE = ("checks", "statistics")
+"""Tables in a product's catalog: outcomes of its checks, statistics of its columns."""
 _KEPT = "explained.json"
 """Where a product's catalog keeps how far its commits are proved; looked at from the start without it."""
 
@@ -146,7 +150,7 @@ def explain(
     proof: Proof | None = None,
     since: datetime | None = None,
 ) -> Explanation:
-    """Look for the run of every commit to change logs, current tables and version log of a product.
+    """Look for the run of every commit to a product's tables, version log, checks and statistics.
 
     Args:
         layout: of the lake.
@@ -164,7 +168,7 @@ def explain(
         for generation in range(1, (last.generation(table) if last else 1) + 1)
         for kind in (CHANGES, CURRENT)
     ]
-    uris.append(layout.versions(name))
+    uris += [layout.versions(name), *(layout.catalog(name, part) for part in _BESIDE)]
     marks = {uri: mark for uri, mark in (proof.marks if proof else {}).items() if _stands(uri, mark)}
     # The commits first: events of theirs that come meanwhile do no harm.
     made = {
@@ -184,7 +188,7 @@ def explain(
         again = _listed_again(uri, listed, mark, since)
         for one in signed:
             commit = _commit(uri, one, listed)
-            kind = runs.kind(commit, one)
+            kind = runs.kind(commit, one, looked_at)
             found[kind].append(commit)
             going_on = going_on and kind in ("", "unlisted")
             mark = Mark(one.version, one.made_at) if going_on else mark
@@ -288,7 +292,7 @@ class _Runs:
             over=self.over.union(*(over for _, over in states)),
         )
 
-    def kind(self, commit: CommitLineage, signature: Signature) -> str:
+    def kind(self, commit: CommitLineage, signature: Signature, looked_at: datetime) -> str:
         """Where a commit belongs; empty if all is well."""
         if len(commit.claims) > 1:
             return "ambiguous"
@@ -298,6 +302,8 @@ class _Runs:
             return "unlisted" if commit.made_by in self.over else "pending"
         # Short runs tell all of it at their end; the one above them is still there.
         if signature.parent in self.known and signature.parent not in self.over:
+            return "pending"
+        if commit.made_by and not signature.parent and looked_at - commit.made_at < _TELLING:
             return "pending"
         return "unexplained"
 

@@ -104,8 +104,10 @@ class Recorder:
     """
 
     def __init__(self, uri: str, *, log: Callable[[str], None], flush_seconds: float = FLUSH_SECONDS) -> None:
-        self.store = DeltaTransport(DeltaConfig(uri, flush_seconds), log).store
         self._forwarder = configured_forwarder(log)
+        # To whoever else wants it goes what the lake has.
+        written = self._forwarder.emit if self._forwarder is not None else None
+        self.store = DeltaTransport(DeltaConfig(uri, flush_seconds), log, written).store
         self._later: deque[Callable[[], RunEvent]] = deque()
         self._lock = threading.Lock()
 
@@ -122,9 +124,6 @@ class Recorder:
         with self._lock:
             waited = [self._later.popleft()() for _ in range(len(self._later))]
             self.store.emit(*waited, *events, urgent=urgent)
-            if self._forwarder is not None:
-                for event in (*waited, *events):
-                    self._forwarder.emit(event)
 
     def emit_later(self, make: Callable[[], RunEvent]) -> None:
         """Take over an event that is not urgent, to be made when it is written.

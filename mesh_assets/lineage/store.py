@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import polars as pl
 import pyarrow as pa
@@ -51,6 +51,13 @@ STORAGE_ERRORS = (MeshError, DeltaError, OSError, pa.ArrowException)
 """What writing or reading the table may fail with; the work that lineage describes goes on."""
 
 
+class _Waiting(NamedTuple):
+    """An event that is in memory only; the event itself if somebody is to be told once it is not."""
+
+    row: dict[str, Any]
+    event: RunEvent | None
+
+
 class LineageStore:
     """Appends events to the table at ``uri``, which is made when first needed.
 
@@ -62,15 +69,24 @@ class LineageStore:
         uri: where the table lies (:meth:`mesh_assets.names.Layout.lineage`).
         log: told of a failing flush, of its recovery, and of what was given up.
         flush_seconds: how long an event may wait in memory.
+        written: given the events that were just written, in their order; quick, and raises nothing.
     """
 
-    def __init__(self, uri: str, *, log: Callable[[str], None], flush_seconds: float = FLUSH_SECONDS) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        log: Callable[[str], None],
+        flush_seconds: float = FLUSH_SECONDS,
+        written: Callable[[Sequence[RunEvent]], None] | None = None,
+    ) -> None:
         self._uri = uri
         self._log = log
         self._flush_seconds = flush_seconds
+        self._written = written
         self._lock = threading.RLock()
         self._table: Table | None = None
-        self._buffer: list[dict[str, Any]] = []
+        self._buffer: list[_Waiting] = []
         self._uncertain: tuple[list[FileRef], int] | None = None
         self._flushed = time.monotonic()
         self._failure: str | None = None
@@ -102,10 +118,11 @@ class LineageStore:
         """
         if urgent is None:
             urgent = any(event.eventType is not RunState.RUNNING for event in events)
-        rows = [event_row(event) for event in events]
+        kept = self._written is not None
+        waiting = [_Waiting(event_row(event), event if kept else None) for event in events]
         with self._lock:
-            for row in rows:
-                self._buffer.append(row)
+            for one in waiting:
+                self._buffer.append(one)
                 self._bound()
             if urgent:
                 self.flush()
@@ -186,15 +203,23 @@ class LineageStore:
             self._uncertain = None
             landed = {file.path for file in table.files()}
             if all(file.path in landed for file in files):
-                del self._buffer[:held]
+                self._take(held)
                 count -= held
         if count <= 0:
             return
-        files = table.write(pa.Table.from_pylist(self._buffer[:count], schema=SCHEMA))
+        rows = [one.row for one in self._buffer[:count]]
+        files = table.write(pa.Table.from_pylist(rows, schema=SCHEMA))
         self._uncertain = files, count
         table.append(files, transactions={})
         self._uncertain = None
+        self._take(count)
+
+    def _take(self, count: int) -> None:
+        """Take the first ``count`` events, which are in the table now, out of the buffer."""
+        written = [one.event for one in self._buffer[:count] if one.event is not None]
         del self._buffer[:count]
+        if self._written is not None:
+            self._written(written)
 
     def _open(self) -> Table:
         if self._table is None:
@@ -205,7 +230,9 @@ class LineageStore:
         if len(self._buffer) <= BUFFER_LIMIT:
             return
         running = RunState.RUNNING.value
-        oldest = next((index for index, row in enumerate(self._buffer) if row["event_type"] == running), 0)
+        oldest = next(
+            (index for index, one in enumerate(self._buffer) if one.row["event_type"] == running), 0
+        )
         del self._buffer[oldest]
         self._uncertain = None
         self._dropped_count += 1

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,13 @@ class DeltaTransport(Transport):
     kind = "mesh"
     config_class = DeltaConfig
 
-    def __init__(self, config: DeltaConfig, log: Callable[[str], None] = logger.warning) -> None:
-        self.store = LineageStore(config.uri, log=log, flush_seconds=config.flush_seconds)
+    def __init__(
+        self,
+        config: DeltaConfig,
+        log: Callable[[str], None] = logger.warning,
+        written: Callable[[Sequence[RunEvent]], None] | None = None,
+    ) -> None:
+        self.store = LineageStore(config.uri, log=log, flush_seconds=config.flush_seconds, written=written)
 
     def emit(self, event: Event) -> None:
         """Take one event over; only events of runs have a place in the table.
@@ -105,13 +110,14 @@ class Forwarder:
         )
         self._thread.start()
 
-    def emit(self, event: RunEvent) -> None:
-        """Take one event over, or leave it out if too many wait; never blocks, never raises."""
-        try:
-            self._waiting.put_nowait(event)
-        except queue.Full:
-            self.left_out_count += 1
-            self._tell(f"lineage: {self.left_out_count} events were not forwarded, too many wait")
+    def emit(self, events: Sequence[RunEvent]) -> None:
+        """Take events over, or leave out those for which too many wait; never blocks, never raises."""
+        for event in events:
+            try:
+                self._waiting.put_nowait(event)
+            except queue.Full:
+                self.left_out_count += 1
+                self._tell(f"lineage: {self.left_out_count} events were not forwarded, too many wait")
 
     def close(self, timeout: float = CLOSE_SECONDS) -> bool:
         """Wait for what is under way; whether every event was sent."""

@@ -24,29 +24,12 @@ def derived_lineage(
 
     A column that no value becomes part of, a count for example, is shown to be of what decides over it.
     """
-    import polars as pl
+    from mesh_assets.derive.reading import change_logs, columns_made, schemas_of
 
-    from mesh_assets.errors import TableMissing
-    from mesh_assets.lake.log import ChangeLog
-    from mesh_assets.lake.version import VersionLog
-    from mesh_assets.lineage.transform import transform_columns
-
-    schemas: dict[str, pl.Schema] = {}
-    try:
-        heads = {name: VersionLog(plan.layout.versions(name)).latest() for name in plan.input_products}
-        for one in plan.inputs:
-            own = ChangeLog.open(one.changes_uri(heads[one.product]))
-            schemas[one.name] = pl.DataFrame(own.row_schema.empty_table()).schema
-    except TableMissing:
+    schemas = schemas_of(plan, change_logs(plan))
+    if schemas is None:
         return {}
-    default = plan.product.contract.default_table
-    found = transform_columns(
-        plan.transform,
-        schemas,
-        default.name if default else plan.targets[0].table,
-        kept=plan.layout.catalog(plan.name, "lineage"),
-        log=log,
-    )
+    found = columns_made(plan, schemas, log=log)
     keys = {one.name: asset_key(one.product, CURRENT, one.table) for one in plan.inputs}
     lineage: dict[str, dg.TableColumnLineage] = {}
     for table, columns in (found or {}).items():

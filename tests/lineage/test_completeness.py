@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -36,6 +39,7 @@ from tests.crash.world import World
 from tests.lineage.specification import facets, problems
 
 EAGER = Budget(
+    claim_seconds=60,
     idle_seconds=0.4,
     batch_seconds=0.02,
     batch_rows=100,
@@ -303,6 +307,54 @@ def test_a_table_that_was_made_anew_is_looked_at_from_its_start(world: World) ->
     assert (commit.uri, commit.version) == (uri, 0)
 
 
+_DYING = """
+import os, signal, sys
+from mesh_assets.checks.evaluation import check_product
+from mesh_assets.checks.statistics import refresh
+from mesh_assets.ingest.lineage import ShiftLineage
+from mesh_assets.lake.table import Table
+from mesh_assets.lake.version import VersionLog
+from tests.crash.world import PRODUCT, plan_for
+url, lake, part, inside = sys.argv[1:]
+plan = plan_for(url, lake, gated=True)
+append = Table.append
+def dying(self, *arguments, **options):
+    append(self, *arguments, **options)
+    if self.uri == plan.layout.catalog(PRODUCT, part):
+        os.kill(os.getpid(), signal.SIGKILL)
+Table.append = dying
+shift = ShiftLineage(plan, "", print)
+tending = shift.__enter__().tending if inside else None
+product, row = plan.definitions[PRODUCT], VersionLog(plan.layout.versions(PRODUCT)).latest()
+check_product(plan.layout, product, row, tending=tending)
+refresh(plan.layout, product, row, tending=tending)
+"""
+
+
+def test_what_a_killed_check_kept_is_explained(world: World) -> None:
+    """Outcomes and statistics that are durable while their run is not told yet, in a shift and by hand."""
+    lineage, name = world.plan.layout.lineage(), world.plan.products[0]
+    for inside in ("shift", ""):
+        for part in ("checks", "statistics"):
+            world.application.transact(10)
+            Shift(world.plan, budget=EAGER).run()
+            arguments = [sys.executable, "-c", _DYING, world.url, str(world.lake), part, inside]
+            died = subprocess.run(arguments, capture_output=True, text=True, check=False)
+            assert died.returncode == -signal.SIGKILL, died.stderr
+            between = explained(world)
+            assert between.complete, [one.sentence() for one in between.unexplained]
+            uri = world.plan.layout.catalog(name, part)
+            assert Table.open(uri).version in [one.version for one in between.pending if one.uri == uri]
+            if not inside:
+                # The catalog's fold closes what no shift looks after.
+                with Recorder(lineage, log=print) as recorder:
+                    assert close_dead(lineage, recorder)
+    Shift(world.plan, budget=EAGER).run()
+    found = explained(world)
+    assert found.complete, [one.sentence() for one in (*found.unexplained, *found.ambiguous)]
+    assert (found.pending, found.unlisted) == ((), ())
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     with Pool() as pool:
@@ -310,6 +362,7 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_kills_leave_no_commit_unexplained(world: World, pool: Pool) -> None:
     """Also those that a run made just before it died, and those of folds that never told anything."""
     points = (

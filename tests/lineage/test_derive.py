@@ -11,13 +11,28 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from mesh_assets.derive import DeriveShift
+from mesh_assets.derive.lineage import DeriveLineage
+from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.table import Table
+from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage.check import check_run
 from mesh_assets.lineage.completeness import explain
 from mesh_assets.lineage.facet import Assertion, ColumnMetrics
 from mesh_assets.lineage.store import read
 from mesh_assets.lineage.transform import transform_columns
-from tests.derive.world import CUSTOMERS, FOLDING, ORDERS, SPENDING, SPENDING_TABLES, World
+from mesh_assets.names import ProductName
+from tests.derive.test_exact import MINDING, PASSED_ON, PRICED, TABLES
+from tests.derive.world import (
+    CUSTOMERS,
+    EAGER,
+    FOLDING,
+    ORDERS,
+    SPENDING,
+    SPENDING_TABLES,
+    SPENDING_TRANSFORM,
+    World,
+)
 from tests.lineage.specification import problems
 
 
@@ -38,6 +53,17 @@ def world(tmp_path: Path) -> World:
 def told(world: World, job: str) -> list[dict[str, Any]]:
     events = read(world.mesh.layout.lineage()).filter(pl.col("job_name") == job).collect()
     return [json.loads(text) for text in events.sort("event_time")["event"]]
+
+
+def columns_of(output: dict[str, Any], column: str, kind: str = "") -> set[tuple[str, str, str]]:
+    """Table, column and subtype of what a column is made of; of one kind only, if that is given."""
+    fields = output["facets"]["columnLineage"]["fields"][column]["inputFields"]
+    return {
+        (field["name"].rpartition("/")[2], field["field"], one["subtype"])
+        for field in fields
+        for one in field["transformations"]
+        if not kind or one["type"] == kind
+    }
 
 
 def test_a_derived_product_tells_what_it_is_made_of(world: World) -> None:
@@ -64,13 +90,65 @@ def test_a_derived_product_tells_what_it_is_made_of(world: World) -> None:
     assert output["facets"]["ownership"]["owners"][0]["name"]
     columns = output["facets"]["columnLineage"]["fields"]
     assert set(columns) == set(SPENDING_TABLES["spending"][0].names)
-    direct = {
-        (field["name"].rpartition("/")[2], field["field"], one["subtype"])
-        for field in columns["total"]["inputFields"]
-        for one in field["transformations"]
-        if one["type"] == "DIRECT"
-    }
-    assert direct == {("lines", "amount", "AGGREGATION")}
+    assert columns_of(output, "total", "DIRECT") == {("lines", "amount", "AGGREGATION")}
+
+
+def test_tags_and_classification_of_the_contract_are_told(world: World) -> None:
+    world.derive(quality={"region": "tags: [place]\nclassification: internal"})
+    contract = world.products / "shop" / "spending" / "contract.yaml"
+    contract.write_text(contract.read_text().replace("team:\n", "tags: [money]\nteam:\n"))
+    world.reload()
+    assert world.shift(budget=FOLDING).refused == {}
+    start, *_, complete = told(world, "spending.derive")
+    fold = told(world, "spending.spending.fold")[-1]
+    for event, kind in ((start, "changes"), (complete, "changes"), (fold, "current")):
+        assert problems(event) == []
+        output = next(one for one in event["outputs"] if one["name"].endswith(f"{kind}/spending"))
+        tags = output["facets"]["tags"]["tags"]
+        assert [(one["key"], one["value"], one.get("field")) for one in tags] == [
+            ("money", "true", None),
+            ("place", "true", "region"),
+            ("classification", "internal", "region"),
+        ]
+    # A table without such a column has the product's only.
+    other = next(one for one in complete["outputs"] if one["name"].endswith("changes/currencies"))
+    assert [one["key"] for one in other["facets"]["tags"]["tags"]] == ["money"]
+
+
+def test_a_column_more_is_told_as_a_change_of_the_table(world: World) -> None:
+    def changes(event: dict[str, Any]) -> dict[str, str]:
+        return {
+            one["name"].rpartition("/")[2]: one["facets"]["lifecycleStateChange"]["lifecycleStateChange"]
+            for one in event["outputs"]
+            if "lifecycleStateChange" in one["facets"]
+        }
+
+    assert world.shift().refused == {}
+    _, running, complete = told(world, "spending.derive")
+    assert changes(running) == changes(complete)
+    assert changes(complete).items() >= {"spending": "CREATE", "currencies": "CREATE"}.items()
+    schema, key = SPENDING_TABLES["spending"]
+    tables = SPENDING_TABLES | {"spending": (schema.append(pa.field("spends", pa.string())), key)}
+    transform = SPENDING_TRANSFORM.replace('"latest",\n', '"latest",\n        spends=pl.lit("yes"),\n')
+    world.derive(tables=tables, transform=transform, version="1.1.0")
+    assert world.shift().refused == {}
+    *_, running, complete = told(world, "spending.derive")
+    for event in (running, complete):
+        assert problems(event) == []
+        assert changes(event) == {"spending": "ALTER"}
+        output = next(one for one in event["outputs"] if one["name"].endswith("changes/spending"))
+        assert "spends" in [field["name"] for field in output["facets"]["schema"]["fields"]]
+
+
+def test_a_fold_is_a_batch_inside_of_the_shift(world: World) -> None:
+    assert world.shift(budget=FOLDING).refused == {}
+    derive = told(world, "spending.derive")[0]
+    events = told(world, "spending.spending.fold")
+    assert [event["eventType"] for event in events] == ["START", "COMPLETE"]
+    for event in events:
+        job = event["job"]["facets"]["jobType"]
+        assert (job["processingType"], job["jobType"], job["integration"]) == ("BATCH", "FOLD", "MESH")
+        assert event["run"]["facets"]["parent"]["run"]["runId"] == derive["run"]["runId"]
 
 
 def test_every_commit_is_explained(world: World) -> None:
@@ -95,6 +173,89 @@ def test_a_transform_that_fails_ends_its_run_with_the_error(world: World) -> Non
     assert last["eventType"] == "FAIL"
     assert "no money" in last["run"]["facets"]["errorMessage"]["message"]
     assert problems(last) == []
+
+
+ENDLESS = """\
+from pathlib import Path
+
+Path({mark!r}).touch()
+
+
+def transform(inputs):
+    while True:
+        pass
+"""
+
+
+def test_a_run_that_made_nothing_asks_its_function_nothing(world: World, tmp_path: Path) -> None:
+    """It may never end, and whoever waits for it could do something else."""
+    mark = tmp_path / "asked"
+    world.derive(transform=ENDLESS.format(mark=str(mark)))
+    [plan] = world.plans()
+    heads: dict[ProductName, VersionRow] = {}
+    for name in plan.input_products:
+        row = VersionLog(plan.layout.versions(name)).latest()
+        assert row is not None
+        heads[name] = row
+    values = {name: getattr(heads[ORDERS], name) for name in VersionRow.__slots__}
+    moved = heads | {ORDERS: VersionRow(**values | {"generations": {"lines": 2}})}
+    messages: list[str] = []
+    with DeriveLineage([plan], "test", messages.append) as lineage:
+        with lineage.product(SPENDING, heads):
+            ChangeLog.create(plan.targets[0].changes_uri, *SPENDING_TABLES["spending"])
+        # An input has come to another generation.
+        with lineage.product(SPENDING, moved):
+            ChangeLog.create(plan.targets[1].changes_uri, *SPENDING_TABLES["currencies"])
+        lineage.failed(SPENDING, OSError("the disk is gone"))
+        with lineage.product(SPENDING, heads):
+            pass
+    events = told(world, "spending.derive")
+    assert [event["eventType"] for event in events] == [
+        *("START", "COMPLETE"),
+        *("START", "FAIL"),
+        *("START", "COMPLETE"),
+    ]
+    # What it committed is told, and to be of everything, which is never wrong.
+    [output] = [one for one in events[1]["outputs"] if one["name"].endswith("changes/spending")]
+    assert output["facets"]["mesh_deltaVersions"]["versions"] == [[0, 0]]
+    assert len(output["facets"]["columnLineage"]["fields"]["total"]["inputFields"]) == 8
+    assert not mark.exists()
+    assert messages == []
+
+
+def test_one_that_failed_at_first_tells_its_columns_later(world: World) -> None:
+    transform = SPENDING_TRANSFORM.replace(
+        "return {", 'spending = pl.concat([spending, spending.filter(region="bad")])\n    return {'
+    )
+    world.derive(transform=transform)
+    customers = world.writer(CUSTOMERS)
+    customers.put("customers", (1, "bad"))
+    customers.cut()
+    mended = False
+
+    def expecting() -> bool:
+        nonlocal mended
+        if not mended and any("keys more than once" in text for text in world.observer.messages):
+            customers.put("customers", (1, "good"))
+            customers.cut()
+            mended = True
+        return VersionLog(world.mesh.layout.versions(SPENDING)).latest() is None
+
+    shift = DeriveShift(world.plans(), budget=EAGER, observer=world.observer, expecting=expecting)
+    assert shift.run().refused == {}
+    events = told(world, "spending.derive")
+    assert {"FAIL", "COMPLETE"} < {event["eventType"] for event in events}
+    output = next(one for one in events[-1]["outputs"] if one["name"].endswith("changes/spending"))
+    assert columns_of(output, "total", "DIRECT") == {("lines", "amount", "AGGREGATION")}
+
+
+def test_texts_are_told_as_their_columns(world: World) -> None:
+    world.derive(PRICED, TABLES, MINDING, PASSED_ON)
+    assert world.shift().refused == {}
+    complete = told(world, "priced.derive")[-1]
+    output = next(one for one in complete["outputs"] if one["name"].endswith("changes/priced"))
+    for name in ("order_id", "line_number", "amount"):
+        assert columns_of(output, name) == {("lines", name, "IDENTITY")}
 
 
 def test_checks_tell_what_they_looked_at_and_how_it_came_out(world: World) -> None:

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
+from openlineage.client.event_v2 import RunEvent
 
 from mesh_assets.errors import CommitConflict, StorageFull
 from mesh_assets.lake.table import Table
@@ -174,6 +175,41 @@ def test_memory_is_bounded_and_what_goes_is_counted(
     assert any("gave up on 1 events so far" in message for message in messages)
     store.emit(shift.complete())
     assert stored(uri)["event_type"].to_list() == ["START", *["RUNNING"] * 8, "COMPLETE"]
+
+
+def test_what_was_written_is_told_once(
+    uri: str, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before, in its order, and nothing of what was given up."""
+    monkeypatch.setattr(store_module, "BUFFER_LIMIT", 3)
+    seen: list[str] = []
+
+    def written(events: Sequence[RunEvent]) -> None:
+        held = {(row["run_id"], row["event_type"]) for row in stored(uri).iter_rows(named=True)}
+        for event in events:
+            assert event.eventType is not None
+            assert (event.run.runId, event.eventType.value) in held
+            seen.append(event.eventType.value)
+
+    store = LineageStore(uri, log=messages.append, flush_seconds=3600.0, written=written)
+    shift, other = run(), run("orders.fold")
+    store.emit(shift.start())
+    store.emit(shift.running())
+    assert seen == ["START"]
+    # Committed, although it raised: found out when it is tried again.
+    fail_times(monkeypatch, 1, lambda: OSError("input/output error"), after=True)
+    store.emit(other.start())
+    assert (seen, store.unsent_count) == (["START"], 2)
+    store.emit(shift.complete())
+    assert (seen, store.unsent_count) == (["START", "RUNNING", "START", "COMPLETE"], 0)
+    del seen[:]
+    fail_times(monkeypatch, 1, lambda: StorageFull("no space is left"))
+    for _ in range(5):
+        store.emit(other.running())
+    store.emit(other.fail(ValueError("no")))
+    assert (seen, store.dropped_count) == ([], 3)
+    assert store.close()
+    assert seen == ["RUNNING", "RUNNING", "FAIL"]
 
 
 def test_threads_share_a_store(uri: str, messages: list[str]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from openlineage.client.client import OpenLineageClient
 from openlineage.client.event_v2 import Job, JobEvent
 from openlineage.client.transport import get_default_factory
 
+from mesh_assets.lineage import store as store_module
 from mesh_assets.lineage.event import LineageRun
 from mesh_assets.lineage.recorder import Recorder
 from mesh_assets.lineage.store import read
 from mesh_assets.lineage.transport import DeltaConfig, DeltaTransport, Forwarder, configured_forwarder
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 @dataclass
@@ -31,7 +33,9 @@ class Receiver:
     events: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     status: int = 201
+    waiting: bool = False
     released: threading.Event = field(default_factory=threading.Event)
+    looks: Callable[[dict[str, Any]], None] | None = None
 
 
 @pytest.fixture
@@ -42,9 +46,13 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            found.released.wait(30)
+            found.waiting = True
+            found.released.wait(PATIENCE_SECONDS)
+            event = json.loads(body)
+            if found.looks is not None:
+                found.looks(event)
             found.headers.append({name.lower(): value for name, value in self.headers.items()})
-            found.events.append(json.loads(body))
+            found.events.append(event)
             self.send_response(found.status)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -99,6 +107,8 @@ def test_by_environment_events_go_to_both(
     with Recorder(uri, log=messages.append) as recorder:
         recorder.emit(RUN.start())
         recorder.emit(RUN.complete())
+        # Closing waits for the receiver, but not for long.
+        until(lambda: len(receiver.events) == 2, "both events at the receiver")
     assert [event["eventType"] for event in receiver.events] == ["START", "COMPLETE"]
     assert receiver.headers[0]["authorization"] == "Bearer hunter2-key"
     stored = read(uri).collect().sort("event_time")
@@ -119,7 +129,71 @@ def test_by_file(uri: str, receiver: Receiver, tmp_path: Path) -> None:
     )
     with Recorder(uri, log=print) as recorder:
         recorder.emit(RUN.start(), RUN.complete())
-    assert len(receiver.events) == len(told.read_text().splitlines()) == 2
+        until(lambda: told.exists() and len(told.read_text().splitlines()) == 2, "both events in the file")
+    assert len(receiver.events) == 2
+
+
+def told(event: dict[str, Any]) -> tuple[str, str, datetime]:
+    """By what an event is known."""
+    return event["run"]["runId"], event["eventType"], datetime.fromisoformat(event["eventTime"])
+
+
+def test_whoever_gets_an_event_finds_it_in_the_lake(
+    uri: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_URL", receiver.url)
+    missing: list[tuple[str, str, datetime]] = []
+
+    def look(event: dict[str, Any]) -> None:
+        held = read(uri).select("run_id", "event_type", "event_time").collect().rows()
+        if told(event) not in held:
+            missing.append(told(event))
+
+    receiver.looks = look
+    with Recorder(uri, log=print, flush_seconds=3600.0) as recorder:
+        recorder.emit(RUN.start())
+        # None of these is urgent.
+        with recorder.run("sales", "orders.orders", "fold", datasets=[], always=True):
+            pass
+        recorder.emit(RUN.running())
+        recorder.emit_later(RUN.running)
+        assert recorder.store.unsent_count == 3
+        until(lambda: receiver.events, "the receiver's first event")
+        assert [event["eventType"] for event in receiver.events] == ["START"]
+        recorder.emit(RUN.complete())
+        until(lambda: len(receiver.events) == 6, "all events at the receiver")
+        recorder.emit(RUN.running())
+    until(lambda: len(receiver.events) == 7, "what was written last")
+    assert missing == []
+    assert [event["eventType"] for event in receiver.events] == [
+        *("START", "START", "COMPLETE", "RUNNING", "RUNNING", "COMPLETE"),
+        "RUNNING",
+    ]
+
+
+def test_what_the_lake_does_not_take_is_not_forwarded(
+    uri: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_URL", receiver.url)
+    monkeypatch.setattr(store_module, "_RETRY_SECONDS", 0.0)
+    lake = Path(uri).parent
+    lake.write_text("no folder")
+    messages: list[str] = []
+    recorder = Recorder(uri, log=messages.append)
+    recorder.emit(RUN.start(), RUN.running())
+    assert recorder.store.unsent_count == 2
+    assert not recorder.close()
+    assert receiver.events == []
+    assert "gave up on 2 events" in messages[-1]
+    # What comes to be written later is forwarded then.
+    recorder = Recorder(uri, log=messages.append)
+    recorder.emit(RUN.start(), RUN.running())
+    lake.unlink()
+    recorder.emit(RUN.complete())
+    assert recorder.close()
+    until(lambda: len(receiver.events) == 3, "all events at the receiver")
+    assert [event["eventType"] for event in receiver.events] == ["START", "RUNNING", "COMPLETE"]
+    assert len(read(uri).collect()) == 3
 
 
 def test_a_refusing_receiver_is_told_once_and_holds_nothing_up(
@@ -140,13 +214,29 @@ def test_a_refusing_receiver_is_told_once_and_holds_nothing_up(
 def test_a_receiver_that_is_gone_holds_nothing_up(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
     messages: list[str] = []
-    started = time.monotonic()
     recorder = Recorder(uri, log=messages.append)
     recorder.emit(RUN.start(), RUN.complete())
-    assert time.monotonic() - started < 5
     assert recorder.close()
     assert len(read(uri).collect()) == 2
     assert messages
+
+
+def test_a_receiver_that_does_not_answer_holds_nothing_up(
+    uri: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    # The client waits for an answer for longer than the receiver holds it.
+    (tmp_path / "openlineage.yml").write_text(
+        f"transport: {{type: http, url: '{receiver.url}', timeout: {2 * PATIENCE_SECONDS}}}\n"
+    )
+    receiver.released.clear()
+    with Recorder(uri, log=print) as recorder:
+        recorder.emit(RUN.start())
+        until(lambda: receiver.waiting, "the receiver has the first event")
+        recorder.emit(RUN.running(), RUN.complete())
+        assert len(read(uri).collect()) == 3
+        assert receiver.events == []
+        receiver.released.set()
+        until(lambda: len(receiver.events) == 3, "all events at the receiver")
 
 
 def test_a_slow_receiver_fills_a_bounded_queue(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +245,7 @@ def test_a_slow_receiver_fills_a_bounded_queue(receiver: Receiver, monkeypatch: 
     messages: list[str] = []
     forwarder = Forwarder(OpenLineageClient(), messages.append, limit=3)
     for _ in range(10):
-        forwarder.emit(RUN.start())
+        forwarder.emit([RUN.start()])
     assert forwarder.left_out_count >= 6
     assert "too many wait" in messages[0]
     assert not forwarder.close(timeout=0.2)
