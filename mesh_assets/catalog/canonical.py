@@ -7,6 +7,9 @@ small steps, one that survived a crash, and one that was made anew consist of eq
 A file's name says its bucket and a **fingerprint** of what it was made from: whoever folds sees
 by the names alone which buckets are behind, and what is folded is remembered in the same commit
 as the rows themselves. The rest of the name is random, so that two writers never share a file.
+
+A table of an earlier layout is for whoever folds as if it were not there: it is emptied and filled
+anew, and nobody reads it before that is done. One of a later layout is left alone.
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mesh_assets import failpoint
-from mesh_assets.errors import CommitConflict, Fenced, LakeError, LayoutUnknown, TableMissing
+from mesh_assets.errors import CommitConflict, Fenced, LakeError, LayoutUnknown, StorageFull, TableMissing
 from mesh_assets.lake.file import PARQUET_OPTIONS, FileRef, describe
 from mesh_assets.lake.table import REWRITE, Table
 from mesh_assets.lake.upkeep import Upkeep, maintain
 
 BUCKET_COUNT = 16
+LAYOUT = "layout"
+"""The app transaction that says in which layout the rows are; negative while they are made anew."""
+_FIRST_LAYOUT = 1
+"""That of a table which does not say."""
 _UPKEEP_COMMITS = 20
 _UPKEEP = Upkeep(archive_seconds=300.0, vacuum_seconds=900.0)
 
@@ -43,6 +50,7 @@ class Shape:
         order: columns that order the rows; no two rows are equal in all of them.
         statistics: columns whose bounds each file carries.
         description: what a row is.
+        layout: to be raised when what is above changes: tables of a lower one are folded anew.
     """
 
     name: str
@@ -50,6 +58,7 @@ class Shape:
     order: tuple[str, ...]
     statistics: tuple[str, ...] = ()
     description: str = ""
+    layout: int = _FIRST_LAYOUT
 
 
 @dataclass(frozen=True)
@@ -76,19 +85,24 @@ class Content:
 class Canonical:
     """A handle on one such table; it is made by the first write.
 
+    Args:
+        uri: where the table lies.
+        shape: what it looks like.
+        folding: whether all of it can be written: one of an earlier layout is taken for an empty one,
+            and made anew by the first write.
+
     Raises:
-        LayoutUnknown: if the table has columns of another type: another program wrote it.
+        LayoutUnknown: if an earlier program wrote the table, unless ``folding``, or a newer one did.
     """
 
-    def __init__(self, uri: str, shape: Shape) -> None:
+    def __init__(self, uri: str, shape: Shape, *, folding: bool = False) -> None:
         self.uri = uri
         self.shape = shape
+        self._folding = folding
         self._table: Table | None = None
-        try:
-            self._table = Table.open(uri)
-        except TableMissing:
-            return
-        self._check()
+        self._outdated: int | None = None
+        """The Delta version at which the table was found to be of an earlier layout."""
+        self._look()
 
     @property
     def version(self) -> int:
@@ -97,7 +111,9 @@ class Canonical:
 
     def transaction(self, app_id: str) -> int | None:
         """The value last committed for an app id."""
-        return self._table.transaction(app_id) if self._table is not None else None
+        if self._table is None or _layout(self._table) < 0:
+            return None
+        return self._table.transaction(app_id)
 
     def buckets(self) -> dict[str, Bucket]:
         """The live buckets by name."""
@@ -157,7 +173,9 @@ class Canonical:
             add.append(describe(path, len(data), rows, table.statistics))
             if held is not None:
                 remove.append(held.file)
-        due = {key: value for key, value in (transactions or {}).items() if table.transaction(key) != value}
+        due = {key: at for key, at in (transactions or {}).items() if (table.transaction(key) or 0) != at}
+        if _layout(table) != self.shape.layout:
+            due[LAYOUT] = self.shape.layout
         if not add and not remove and not due:
             return 0
         failpoint.reach("file.written")
@@ -196,34 +214,70 @@ class Canonical:
         return whole.hexdigest()
 
     def _open(self) -> Table:
-        if self._table is None:
-            try:
-                self._table = Table.create(
-                    self.uri,
-                    self.shape.schema,
-                    statistics=self.shape.statistics,
-                    name=self.shape.name,
-                    description=self.shape.description,
-                )
-            except LakeError:
-                # Somebody else made it in between; if not, opening says what is wrong.
-                self._table = Table.open(self.uri)
-                self._check()
+        if self._table is not None:
+            return self._table
+        outdated = self._outdated is not None
+        if outdated and Table.open(self.uri).version != self._outdated:
+            raise CommitConflict(f"another fold of {self.uri} came first")
+        try:
+            self._table = Table.create(
+                self.uri,
+                self.shape.schema,
+                statistics=self.shape.statistics,
+                name=self.shape.name,
+                description=self.shape.description,
+                # What is emptied counts as empty for nobody until it is filled.
+                transactions={LAYOUT: -self.shape.layout if outdated else self.shape.layout},
+                anew=outdated,
+            )
+        except StorageFull:
+            raise
+        except LakeError as error:
+            if not Table.exists(self.uri):
+                raise
+            raise CommitConflict(f"another fold of {self.uri} came first") from error
         return self._table
 
-    def _check(self) -> None:
-        assert self._table is not None
-        found = {field.name: field.type for field in self._table.schema}
-        wanted = {field.name: field.type for field in self.shape.schema}
-        if found != wanted:
-            differing = sorted(
-                name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)
-            )
+    def _look(self) -> None:
+        """Open the table, if it is there and of this layout.
+
+        Raises:
+            LayoutUnknown: if it is of another that cannot be passed over.
+        """
+        try:
+            table = Table.open(self.uri)
+        except TableMissing:
+            return
+        held, known = _layout(table), self.shape.layout
+        if abs(held) > known:
             raise LayoutUnknown(
-                f"the table at {self.uri} was written by another version of this program: "
-                f"columns {', '.join(differing)}",
-                hint="delete the enterprise folder and fold again: everything in it is derived",
+                f"the table at {self.uri} has layout {abs(held)}; this program knows layouts up to {known}",
+                hint="update the program: a newer one wrote here",
             )
+        found = {field.name: field.type for field in table.schema}
+        wanted = {field.name: field.type for field in self.shape.schema}
+        usable = (known, -known) if self._folding else (known,)
+        if held in usable and found == wanted:
+            self._table = table
+        elif self._folding:
+            self._outdated = table.version
+        elif held < 0:
+            raise LayoutUnknown(
+                f"the table at {self.uri} is being made anew in this program's layout",
+                hint="try again in a moment; if a fold has died meanwhile, the next one does it",
+            )
+        else:
+            names = [name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)]
+            about = f"columns {', '.join(sorted(names))}" if names else f"layout {held}, not {known}"
+            raise LayoutUnknown(
+                f"the table at {self.uri} was written by an earlier version of this program: {about}",
+                hint="the next fold of the enterprise catalog makes it anew",
+            )
+
+
+def _layout(table: Table) -> int:
+    held = table.transaction(LAYOUT)
+    return _FIRST_LAYOUT if held is None else held
 
 
 def bucket_of(text: str) -> str:

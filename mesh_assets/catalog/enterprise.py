@@ -72,11 +72,12 @@ class _Published:
 def fold(layout: Layout) -> FoldSummary:
     """Bring the enterprise catalog up to what all products have published.
 
-    Several processes may fold at once: who comes second begins the table again.
+    Several processes may fold at once: who comes second begins the table again. Tables that an earlier
+    version of this program wrote are made anew.
 
     Raises:
         StorageFull: if the disk is full.
-        LayoutUnknown: if the tables were written by another version of this program.
+        LayoutUnknown: if the tables were written by a newer version of this program.
         CommitConflict: if others were first again and again.
     """
     began = time.monotonic()
@@ -137,14 +138,13 @@ def _persist(
     layout: Layout, shape: Shape, make: Make, transactions: Callable[[], Mapping[str, int]] | None = None
 ) -> int:
     """Replace what ``make`` says must be replaced, again from the start if another fold was first."""
-    table = Canonical(layout.enterprise(shape.name), shape)
     for attempt in range(1, _ATTEMPTS + 1):
+        table = Canonical(layout.enterprise(shape.name), shape, folding=True)
         try:
             return table.replace(make(table), transactions=transactions() if transactions else None)
         except CommitConflict:
             if attempt == _ATTEMPTS:
                 raise
-            table = Canonical(layout.enterprise(shape.name), shape)
     raise AssertionError("unreachable")
 
 
@@ -226,7 +226,7 @@ class _Lineage:
 
     def cursor(self) -> dict[str, int]:
         """What a table that has folded everything carries."""
-        return {} if self._table is None else {LINEAGE: self._table.version + 1}
+        return {LINEAGE: 0 if self._table is None else self._table.version + 1}
 
     def runs(self, table: Canonical) -> dict[str, Content]:
         """The buckets of runs that changed."""

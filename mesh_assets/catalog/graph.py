@@ -219,6 +219,19 @@ class Graph:
             raise UnknownName.of(noun, column, [*known, *tables])
         return node
 
+    def made_of(self, product: str) -> tuple[str, ...]:
+        """The tables that a product is directly made of."""
+        reads = {one.source.dataset for one in self.links if self._product(one.target) == product}
+        return tuple(sorted(name for name in reads if self._product(Node(name)) != product))
+
+    def consumers(self, product: str) -> tuple[str, ...]:
+        """The products that are directly made of a product."""
+        reading = {self._product(one.target) for one in self.links if self._product(one.source) == product}
+        return tuple(sorted(reading - {"", product}))
+
+    def _product(self, node: Node) -> str:
+        return str(self.datasets.get(node.dataset, {}).get("product") or "")
+
     def tree(self, node: Node, direction: Direction, depth: int | None = None) -> Tree:
         """What a node is made of, or what is made of it."""
         return self._tree(node, direction, depth, {node}, ())

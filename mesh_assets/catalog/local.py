@@ -272,6 +272,7 @@ class LocalCatalog:
         names: whose records to keep.
         log: told of a failure and of its end.
         publish_seconds: the least time between two publications.
+        clock: tells the time by which that is, in seconds.
     """
 
     def __init__(
@@ -282,12 +283,14 @@ class LocalCatalog:
         *,
         log: Callable[[str], None] = lambda message: None,
         publish_seconds: float = PUBLISH_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout = layout
         self._discovery = discovery
         self._names = tuple(names)
         self._log = log
         self._publish_seconds = publish_seconds
+        self._clock = clock
         self._written_at = -float("inf")
         self._failures: dict[ProductName, str] = {}
 
@@ -299,18 +302,19 @@ class LocalCatalog:
         *,
         log: Callable[[str], None] = lambda message: None,
         publish_seconds: float = PUBLISH_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> LocalCatalog:
         """For who holds products only: domains and consumers are read from the folders beside theirs."""
         chosen = list(products)
         found = discover(chosen[0].folder.parent.parent) if chosen else Discovery()
         whole = Discovery(found.domains, {**found.products, **{one.name: one for one in chosen}}, ())
         names = [one.name for one in chosen]
-        return cls(layout, whole, names, log=log, publish_seconds=publish_seconds)
+        return cls(layout, whole, names, log=log, publish_seconds=publish_seconds, clock=clock)
 
     @property
     def due(self) -> bool:
         """Whether the last publication is long enough ago for another."""
-        return time.monotonic() - self._written_at >= self._publish_seconds
+        return self._clock() - self._written_at >= self._publish_seconds
 
     def write_if_due(self) -> bool:
         """Publish, unless that was done a short time ago; whether it was due."""
@@ -321,7 +325,7 @@ class LocalCatalog:
 
     def write(self) -> bool:
         """Publish now; whether every record could be written."""
-        self._written_at = time.monotonic()
+        self._written_at = self._clock()
         for name in self._names:
             try:
                 publish(self._layout, self._discovery, name)

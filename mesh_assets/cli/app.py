@@ -196,13 +196,27 @@ def products(as_json: AsJson = False) -> None:
 
 
 @app.command(
-    rich_help_panel=_LOOK, epilog=_examples("mesh show sales.orders", "mesh show sales.orders.order_lines")
+    rich_help_panel=_LOOK,
+    epilog=_examples(
+        "mesh show sales.orders",
+        "mesh show sales.orders.order_lines",
+        "mesh show sales.orders.orders --event-schema",
+    ),
 )
-def show(name: Name, as_json: AsJson = False) -> None:
+def show(
+    name: Name,
+    event_schema: Annotated[
+        bool, typer.Option("--event-schema", help="Print the JSON Schema of its change events instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show a product: contract, columns, owners, promises, newest version, where it lies."""
     from mesh_assets.cli import product
 
-    product.show(_mesh(), name, as_json=as_json)
+    if event_schema:
+        product.show_event_schema(_mesh(), name)
+    else:
+        product.show(_mesh(), name, as_json=as_json)
 
 
 @app.command(

@@ -13,7 +13,7 @@ from mesh_assets.lake.version import parse_as_of
 from mesh_assets.names import Layout
 from mesh_assets.product import Mesh
 
-_STORAGE_ERRORS = (MeshError, DeltaError, OSError)
+STORAGE_ERRORS = (MeshError, DeltaError, OSError)
 
 
 def folded(mesh: Mesh) -> Layout:
@@ -26,7 +26,7 @@ def folded(mesh: Mesh) -> Layout:
         _publish_missing(mesh)
         for problem in enterprise.fold(mesh.layout).problems:
             note(f"not in the catalog: {problem}", "yellow")
-    except _STORAGE_ERRORS as error:
+    except STORAGE_ERRORS as error:
         if not enterprise.exists(mesh.layout):
             raise
         note(f"the catalog is shown as it was folded last: {error}", "yellow")

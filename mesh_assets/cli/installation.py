@@ -26,9 +26,9 @@ def up(settings: Settings, seconds: float | None, rate: float) -> int:
 
 def down(settings: Settings, *, as_json: bool) -> None:
     """Stop the running mesh."""
-    from mesh_assets.local import place
+    from mesh_assets.local import teardown
 
-    place.down(settings)
+    teardown.down(settings)
     if as_json:
         emit({"home": str(settings.home.absolute()), "stopped": True})
     else:
@@ -37,7 +37,7 @@ def down(settings: Settings, *, as_json: bool) -> None:
 
 def reset(settings: Settings, *, confirmed: bool, as_json: bool) -> None:
     """Remove all data, after asking."""
-    from mesh_assets.local import place
+    from mesh_assets.local import teardown
     from mesh_assets.local.removal import removal
 
     home, found = settings.home.absolute(), removal(settings)
@@ -52,7 +52,7 @@ def reset(settings: Settings, *, confirmed: bool, as_json: bool) -> None:
         for sentence in found.sentences():
             note(f"  {sentence}", "")
         typer.confirm("Remove all of it?", abort=True, err=True)
-    left = place.reset(settings, found)
+    left = teardown.reset(settings, found)
     if as_json:
         emit({"home": str(home), "removed": True, "what": found.sentences(), "left": left})
         return

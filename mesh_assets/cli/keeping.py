@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mesh_assets.cli.baseline import stated
 from mesh_assets.cli.terminal import cell, console, emit
-from mesh_assets.contract.compatibility import major, rises
+from mesh_assets.contract.compatibility import raised
 from mesh_assets.contract.discovery import Discovery, discover
 from mesh_assets.contract.document import display
 from mesh_assets.contract.keeping import kept_files, kept_name
@@ -57,13 +57,13 @@ def _write(
     """Write the folder; also returns the readers that name no version and stay with the old one."""
     product = then.product(name)
     old = product.contract
-    folder = settings.products / name.domain / kept_name(old).product
+    kept, newest = kept_name(old), (now.products.get(name) or now.refused.get(name) or product).contract
+    files = kept_files(product, until, newest if raised(old, newest) else None)
+    readers = unnamed_readers(now, old, newest) if raised(old, newest) else {}
+    assert kept is not None  # Else it has no files.
+    folder = settings.products / name.domain / kept.product
     if folder.exists():
         raise ContractError(f"{display(folder)} is there already", hint="remove it, or keep what it keeps")
-    newest = (now.products.get(name) or now.refused.get(name) or product).contract
-    raised = major(newest.version) != major(old.version) and rises(old.version, newest.version)
-    files = kept_files(product, until, newest if raised else None)
-    readers = unnamed_readers(now, old, newest) if raised else {}
     if readers:
         # Of no files: what lies here is the team's, and the mesh does not remove it.
         files[KEPT_FILE] = Kept(readers).to_json()

@@ -1,21 +1,30 @@
-"""``mesh products`` and ``mesh show``: what there is, and what it promises."""
+"""``mesh products`` and ``mesh show``: what there is, and what it promises.
+
+A product is shown as its folder has it; one that has none here, as the enterprise catalog has it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from mesh_assets.catalog import local
 from mesh_assets.catalog.local import CheckRecord, LocalRecord
 from mesh_assets.checks.pages import page
+from mesh_assets.cli import elsewhere
 from mesh_assets.cli.terminal import age, cell, console, emit, moment, table
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import ColumnContract, SlaProperty, TableContract
 from mesh_assets.contract.support import Support, support
+from mesh_assets.errors import UnknownName
 from mesh_assets.lake.position import Lsn
 from mesh_assets.lake.version import VersionRow
 from mesh_assets.names import CHANGES, CURRENT
 from mesh_assets.product import Mesh
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def listing(mesh: Mesh, *, as_json: bool) -> None:
@@ -78,10 +87,24 @@ def _keeps(kept: Support | None) -> dict[str, Any] | None:
 
 
 def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
-    """Print one product, or one table of it."""
-    product, tables = _chosen(mesh, name)
+    """Print one product, or one table of it.
+
+    Raises:
+        UnknownName: if neither this checkout nor the catalog knows it; it lists what they know.
+    """
+    try:
+        product, tables = _chosen(mesh, name)
+    except UnknownName as unknown:
+        found, rows = elsewhere.find(mesh, name, unknown)
+        if as_json:
+            emit(elsewhere.record(mesh, found, rows))
+        else:
+            elsewhere.show(mesh, found, rows, _checks(found.checks), _failing(found.checks))
+        return
     version = mesh.latest_version(product)
     known = local.make(mesh.layout, mesh.discovery, product.name)
+    others = elsewhere.consumers(mesh, product.name)
+    known = known.model_copy(update={"consumers": sorted({*known.consumers, *others})})
     if as_json:
         emit(_record(mesh, product, tables, version, known))
         return
@@ -100,15 +123,13 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
         ("contract", f"{contract.path} ({contract.hash[:12]})"),
         ("releases", ", ".join(f"{one.version} since {one.released_at:%Y-%m-%d}" for one in known.releases)),
         ("version", _version(version, derived=product.derived)),
-        ("checks", _checks(known)),
+        ("checks", _checks(known.checks)),
         ("data docs", str(page(mesh.layout, product.name) or "not built yet")),
     ]
     for label, value in facts:
         out.print(cell(f"{label:<9} "), cell(value or "-"), sep="", soft_wrap=True)
-    for check in known.checks:
-        if check.outcome != "passed":
-            style = "red" if check.blocking else "yellow"
-            out.print(cell(f"          {check.rule}: {_outcome(check)}", style), soft_wrap=True)
+    for line in _failing(known.checks):
+        out.print(line, soft_wrap=True)
     for one in tables:
         out.print()
         origin = "" if product.derived else f"  from {one.physical_name}"
@@ -120,6 +141,17 @@ def show(mesh: Mesh, name: str, *, as_json: bool) -> None:
         for kind in (CHANGES, CURRENT):
             uri = mesh.layout.table(product.name, kind, one.name, generation)
             out.print(cell(f"{kind:<8} {uri}", "dim"), soft_wrap=True)
+
+
+def show_event_schema(mesh: Mesh, name: str) -> None:
+    """Print the JSON Schema of a table's change events, or those of all of a product's by table.
+
+    Raises:
+        UnknownName: if there is no such product or table.
+    """
+    product, tables = _chosen(mesh, name)
+    schemas = {one.name: product.contract.json_schema(one.name) for one in tables}
+    emit(schemas if name.count(".") == 1 else schemas[tables[0].name])
 
 
 def _chosen(mesh: Mesh, name: str) -> tuple[Product, tuple[TableContract, ...]]:
@@ -168,12 +200,20 @@ def _origin(known: LocalRecord) -> tuple[str, str]:
     return "source", ", ".join(dict.fromkeys(one.name for one in known.inputs))
 
 
-def _checks(known: LocalRecord) -> str:
-    if not known.checks:
+def _checks(checks: Sequence[CheckRecord]) -> str:
+    if not checks:
         return "none was evaluated yet"
-    outcomes = Counter(one.outcome for one in known.checks)
+    outcomes = Counter(one.outcome for one in checks)
     told = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
-    return f"{told}, at version {max(one.version or 0 for one in known.checks)}"
+    return f"{told}, at version {max(one.version or 0 for one in checks)}"
+
+
+def _failing(checks: Sequence[CheckRecord]) -> list[Text]:
+    return [
+        cell(f"          {check.rule}: {_outcome(check)}", "red" if check.blocking else "yellow")
+        for check in checks
+        if check.outcome != "passed"
+    ]
 
 
 def _outcome(check: CheckRecord) -> str:
@@ -196,6 +236,7 @@ def _record(
     generation = {one.name: version.generation(one.name) if version else 1 for one in tables}
     return {
         "name": str(product.name),
+        "known_from": "folder",
         "contract_version": contract.version,
         "status": contract.status,
         "description": contract.description,

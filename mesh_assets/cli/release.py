@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from mesh_assets.cli.baseline import Baseline
 from mesh_assets.contract import compatibility
 from mesh_assets.contract.discovery import Discovery, Product
-from mesh_assets.contract.keeping import files_of
+from mesh_assets.contract.keeping import files_of, kept_name
 from mesh_assets.contract.model import Contract
-from mesh_assets.contract.support import ended, version_readers
+from mesh_assets.contract.support import version_readers
 from mesh_assets.errors import ContractError, MeshError
 from mesh_assets.names import ProductName
 from mesh_assets.readers import unnamed_readers
@@ -55,11 +55,9 @@ def stays(discovery: Discovery, before: Baseline) -> dict[ProductName, Stay]:
 
 
 def _stay(discovery: Discovery, product: Product, old: Contract) -> Stay | None:
-    number, new = compatibility.major(old.version), product.contract
-    raised = number != compatibility.major(new.version) and compatibility.rises(old.version, new.version)
-    if not raised or not number.isdecimal() or number == "0" or ended(old):
+    kept, new = kept_name(old), product.contract
+    if kept is None or not compatibility.raised(old, new) or old.ended:
         return None
-    kept = product.name.kept_version(int(number))
     pinned, unnamed = version_readers(discovery, kept), tuple(unnamed_readers(discovery, old, new))
     if kept in discovery.products or not (pinned or unnamed):
         return None

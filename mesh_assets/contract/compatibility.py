@@ -14,7 +14,14 @@ from typing import Any
 
 from mesh_assets.contract import standard
 from mesh_assets.contract.document import display, mapping
-from mesh_assets.contract.model import ColumnContract, Contract, QualityRule, SlaProperty, TableContract
+from mesh_assets.contract.model import (
+    END_OF_SUPPORT,
+    ColumnContract,
+    Contract,
+    QualityRule,
+    SlaProperty,
+    TableContract,
+)
 from mesh_assets.contract.physical import PhysicalType
 from mesh_assets.errors import ContractError, Mistake
 from mesh_assets.names import ProductName
@@ -33,7 +40,7 @@ _WIDER = {
 }
 _WIDEST_DECIMAL = 38
 _SMALLER_IS_BETTER = ("latency", "frequency", "timeToDetect", "timeToNotify", "timeToRepair")
-_END_OF_SUPPORT = ("endOfSupport", "endOfLife")
+_ENDS = (END_OF_SUPPORT, "endOfLife")
 # An option that only lets less through may be added; one that only let less through must stay.
 _LOWER_BOUNDS = ("minLength", "minimum", "exclusiveMinimum", "minItems", "minProperties")
 _UPPER_BOUNDS = ("maxLength", "maximum", "exclusiveMaximum", "maxItems", "maxProperties")
@@ -97,6 +104,11 @@ def rises(old: str, new: str) -> bool:
     return _order(new) > _order(old)
 
 
+def raised(old: Contract, new: Contract) -> bool:
+    """Whether a contract may take back what another one promised: its major version is a higher one."""
+    return major(old.version) != major(new.version) and rises(old.version, new.version)
+
+
 def refusal(old: Contract, new: Contract, changes: Sequence[Change]) -> ContractError | None:
     """Why a contract must not take effect after another one; None if it may.
 
@@ -106,7 +118,7 @@ def refusal(old: Contract, new: Contract, changes: Sequence[Change]) -> Contract
         changes: :func:`compare` of the two.
     """
     breaking = [change for change in changes if change.breaking]
-    if not breaking or (rises(old.version, new.version) and major(old.version) != major(new.version)):
+    if not breaking or raised(old, new):
         return None
     mistakes = sorted(Mistake(change.line, f"breaks a promise: {change}") for change in breaking)
     mistakes[-1] = Mistake(
@@ -208,7 +220,7 @@ class _Comparison:
             )
         for key in old.keys() - new.keys():
             # An end of support that is taken back is more than was promised.
-            taken = old[key].name not in _END_OF_SUPPORT
+            taken = old[key].name not in _ENDS
             yield Change(f"{_label(old[key])} {_value(old[key])} is no longer promised", taken)
 
     # -- tables and columns
@@ -276,7 +288,7 @@ def _value(promise: SlaProperty) -> str:
 
 
 def _weaker(old: SlaProperty, new: SlaProperty) -> bool:
-    if old.name in _END_OF_SUPPORT:
+    if old.name in _ENDS:
         return str(new.value) < str(old.value)
     if old.seconds is None or new.seconds is None:
         return False

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mesh_assets.contract.definition import DomainDefinition, ProductDefinition
 from mesh_assets.contract.document import display
 from mesh_assets.contract.kept import Kept
 from mesh_assets.contract.loader import load
-from mesh_assets.contract.model import Contract, TableContract
+from mesh_assets.contract.model import END_OF_SUPPORT, Contract, TableContract
 from mesh_assets.contract.subscription import subscribe
 from mesh_assets.errors import ContractError, Mistake, UnknownName
 from mesh_assets.names import ProductName, valid_part
@@ -330,17 +329,16 @@ def _check_support(product: Product) -> None:
     Raises:
         ContractError: if that is over.
     """
-    end = product.contract.promise("endOfSupport")
+    end = product.contract.promise(END_OF_SUPPORT)
     if product.name.keeps is None or end is None:
         return
-    try:
-        last = date.fromisoformat(str(end.value)[:10])
-    except ValueError:
+    last = product.contract.last_day
+    if last is None:
         mistake = Mistake(
-            end.line, f"endOfSupport {end.value!r} is not a day", (), "write it as in 2030-12-31"
+            end.line, f"{END_OF_SUPPORT} {end.value!r} is not a day", (), "write it as in 2030-12-31"
         )
-        raise ContractError.of(display(product.contract.path), [mistake]) from None
-    if datetime.now(UTC).date() > last:
+        raise ContractError.of(display(product.contract.path), [mistake])
+    if product.contract.ended:
         mistake = Mistake(
             end.line,
             f"support of {product.name} ended on {last}: it is no longer made",

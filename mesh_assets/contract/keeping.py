@@ -28,12 +28,11 @@ from mesh_assets.contract.definition import (
 )
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.kept import KEPT_FILE
-from mesh_assets.contract.model import Contract, TableContract
+from mesh_assets.contract.model import END_OF_SUPPORT, Contract, TableContract
 from mesh_assets.contract.physical import PhysicalType
 from mesh_assets.errors import ContractError
 from mesh_assets.names import ProductName
 
-_END_OF_SUPPORT = "endOfSupport"
 _PASSED_OVER = ("__pycache__",)
 _ALWAYS_EXACT = frozenset(
     [
@@ -44,19 +43,10 @@ _ALWAYS_EXACT = frozenset(
 """Types none of whose values is outside of what the lake holds; arrays of them may be."""
 
 
-def kept_name(contract: Contract) -> ProductName:
-    """The product that keeps the version that a contract is.
-
-    Raises:
-        ContractError: if the version does not start with a number from 1.
-    """
+def kept_name(contract: Contract) -> ProductName | None:
+    """The product that keeps the version that a contract is; None unless that starts with a number from 1."""
     number = major(contract.version)
-    if not number.isdecimal() or int(number) < 1:
-        raise ContractError(
-            f"version {contract.version!r} of {contract.name} has no major number to be kept by",
-            hint="write versions as in 1.0.0",
-        )
-    return contract.name.kept_version(int(number))
+    return contract.name.kept_version(int(number)) if number.isdecimal() and int(number) else None
 
 
 def kept_files(product: Product, until: date | None = None, now: Contract | None = None) -> dict[str, bytes]:
@@ -95,6 +85,11 @@ def files_of(
         ContractError: if it cannot be kept.
     """
     name = kept_name(contract)
+    if name is None:
+        raise ContractError(
+            f"version {contract.version!r} of {contract.name} has no major number to be kept by",
+            hint="write versions as in 1.0.0",
+        )
     files = {path: data for path, data in others.items() if path != KEPT_FILE}
     files[CONTRACT_FILE] = _contract(contract, name, until).encode()
     if not derived:
@@ -141,8 +136,8 @@ def _contract(contract: Contract, name: ProductName, until: date | None) -> str:
             for server in content["servers"]
         ]
     if until is not None:
-        promises = [one for one in content.get("slaProperties", ()) if one["property"] != _END_OF_SUPPORT]
-        content["slaProperties"] = [*promises, {"property": _END_OF_SUPPORT, "value": until.isoformat()}]
+        promises = [one for one in content.get("slaProperties", ()) if one["property"] != END_OF_SUPPORT]
+        content["slaProperties"] = [*promises, {"property": END_OF_SUPPORT, "value": until.isoformat()}]
     return standard.to_yaml(content)
 
 

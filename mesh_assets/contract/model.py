@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from mesh_assets.contract import standard
 from mesh_assets.errors import UnknownName
 from mesh_assets.names import ProductName
+
+END_OF_SUPPORT = "endOfSupport"
+"""The service-level promise that names the last day of support."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,21 @@ class Contract:
             if promise.name == name:
                 return promise
         return None
+
+    @property
+    def last_day(self) -> date | None:
+        """The last day of support; None if none is promised, or what is no day."""
+        end = self.promise(END_OF_SUPPORT)
+        if end is not None:
+            with suppress(ValueError):
+                return date.fromisoformat(str(end.value)[:10])
+        return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the support that is promised is over."""
+        last = self.last_day
+        return last is not None and datetime.now(UTC).date() > last
 
     def json_schema(self, table: str) -> dict[str, Any]:
         """JSON Schema of the change events of one table.

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 from mesh_assets.contract.discovery import Discovery, Product
 from mesh_assets.contract.document import display
-from mesh_assets.contract.model import Contract
 from mesh_assets.names import ProductName
-
-_END_OF_SUPPORT = "endOfSupport"
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def support(discovery: Discovery, product: Product) -> Support | None:
         keeps[0],
         product.contract.version,
         version_readers(discovery, product.name),
-        last_day(product.contract),
+        product.contract.last_day,
         product.folder,
         note is not None and note.untouched(product.folder) and os.access(product.folder.parent, os.W_OK),
     )
@@ -78,18 +74,3 @@ def version_readers(discovery: Discovery, kept: ProductName) -> tuple[ProductNam
         if one.product == kept or (one.product == product and one.version == number)
     }
     return tuple(sorted(found))
-
-
-def last_day(contract: Contract) -> date | None:
-    """The last day on which a contract promises support; None if it names none, or what is no day."""
-    end = contract.promise(_END_OF_SUPPORT)
-    if end is not None:
-        with suppress(ValueError):
-            return date.fromisoformat(str(end.value)[:10])
-    return None
-
-
-def ended(contract: Contract) -> bool:
-    """Whether the support that a contract promises is over."""
-    last = last_day(contract)
-    return last is not None and datetime.now(UTC).date() > last

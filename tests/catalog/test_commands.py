@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mesh_assets.catalog import enterprise
 from mesh_assets.cli import completion
 from mesh_assets.cli.app import app
 from mesh_assets.names import CURRENT, Layout, ProductName
-from tests.catalog.world import World
+from tests.catalog.world import PRODUCTS, World
 
 ORDERS = ProductName("sales", "orders")
 CUSTOMERS = ProductName("sales", "customers")
@@ -140,6 +141,99 @@ def test_show_tells_what_the_catalog_knows(world: World, mesh: Run) -> None:
     assert derived["source"] is None
     assert "sales.orders" in {one["name"] for one in derived["inputs"]}
     assert "made of" in mesh("show", "sales.customer_360").stdout
+
+
+def _checkout_without(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: ProductName) -> None:
+    """From now on the commands run in a checkout that lacks the folders of some products."""
+    shutil.copytree(PRODUCTS, folder)
+    for name in names:
+        shutil.rmtree(folder / name.domain / name.product)
+    monkeypatch.setenv("MESH_PRODUCTS", str(folder))
+
+
+def test_show_of_another_teams_product(
+    world: World, mesh: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.release(CUSTOMERS)
+    for _ in range(3):
+        world.version(CUSTOMERS)
+    world.check(CUSTOMERS, "failed")
+    world.publish(CUSTOMERS)
+    _lineage(world)
+    world.version(OVERVIEW, {str(CUSTOMERS): 3})
+    world.publish(OVERVIEW)
+    here = _json(mesh("show", "sales.customers", "--json"))
+    assert here["known_from"] == "folder"
+    # What is derived of it has to go, too: a checkout whose products are made of nothing is broken.
+    readers = [ProductName.parse(one) for one in here["consumers"]]
+    assert OVERVIEW in readers
+    _checkout_without(monkeypatch, tmp_path / "mine", CUSTOMERS, *readers)
+    text = mesh("show", "sales.customers").stdout
+    assert "from the enterprise catalog" in text
+    for part in (
+        here["description"][:40],
+        here["owners"][0],
+        "sales.customer_360",
+        "sales.app/shop.customers",
+    ):
+        assert part in text, part
+    assert "customers.first: 3 of 10 rows break it" in text
+    assert "1 failed, 1 passed" in text
+    found = _json(mesh("show", "sales.customers", "--json"))
+    assert found["known_from"] == "catalog"
+    for name in ("name", "contract_version", "description", "owners", "derived", "checks", "contract_hash"):
+        assert found[name] == here[name], name
+    assert [one["number"] for one in found["versions"]] == [3, 2, 1]
+    assert {name: found["version"][name] for name in ("hash", "run_id", "actor", "last_seq")} == {
+        name: here["version"][name] for name in ("hash", "run_id", "actor", "last_seq")
+    }
+    assert found["made_of"] == ["sales.app/shop.customers"]
+    assert "sales.customer_360" in found["consumers"]
+    for told, known in zip(found["tables"], here["tables"], strict=True):
+        assert {name: told[name] for name in ("name", "columns", "key", "current_uri")} == {
+            name: known[name] for name in ("name", "columns", "key", "current_uri")
+        }
+    derived = _json(mesh("show", "sales.customer_360", "--json"))
+    assert (derived["derived"], derived["version"]["parents"]) == (True, {"sales.customers": 3})
+    assert {"sales.orders.orders", "sales.customers.customers"} <= set(derived["made_of"])
+    one = _json(mesh("show", "sales.customers.customers", "--json"))
+    assert [table["name"] for table in one["tables"]] == ["customers"]
+    missing = mesh("show", "sales.customers.custmers")
+    assert missing.exit_code == 1
+    assert "did you mean 'customers'" in missing.stderr
+
+
+def test_show_names_readers_that_only_the_catalog_knows(
+    world: World, mesh: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _json(mesh("show", "sales.orders", "--json"))["consumers"]
+    assert str(OVERVIEW) in whole
+    # Without products elsewhere nothing is read or folded for it.
+    assert not enterprise.exists(world.layout)
+    world.publish(OVERVIEW)
+    _checkout_without(monkeypatch, tmp_path / "mine", OVERVIEW)
+    found = _json(mesh("show", "sales.orders", "--json"))
+    assert found["consumers"] == whole
+    assert "sales.customer_360" in mesh("show", "sales.orders").stdout
+    # A catalog that cannot be read is told, and keeps nobody from what is here.
+    Path(world.layout.enterprise("edges"), "_delta_log", "00000000000000000000.json").write_text("no commit")
+    result = mesh("show", "sales.orders", "--json")
+    assert str(OVERVIEW) not in _json(result)["consumers"]
+    assert "is not known" in result.stderr
+
+
+def test_show_of_a_name_that_nobody_knows(
+    world: World, mesh: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(OVERVIEW)
+    _checkout_without(monkeypatch, tmp_path / "mine", OVERVIEW)
+    for name in ("sales.customer_36", "nowhere.nothing"):
+        result = mesh("show", name)
+        assert result.exit_code == 1
+        assert "sales.customer_360" in result.stderr
+        assert "sales.orders" in result.stderr
+    assert "did you mean 'sales.customer_360'" in mesh("show", "sales.customer_36").stderr
+    assert "order_lines" in mesh("show", "sales.orders.order_line").stderr
 
 
 def test_mistakes_are_sentences(world: World, mesh: Run) -> None:

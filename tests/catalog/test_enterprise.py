@@ -12,19 +12,21 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from mesh_assets.catalog import enterprise, local
-from mesh_assets.catalog.canonical import Canonical
+from mesh_assets.catalog.canonical import Canonical, Content, Shape
+from mesh_assets.catalog.graph import Graph
 from mesh_assets.catalog.history import SEGMENT
 from mesh_assets.catalog.shape import SHAPES
 from mesh_assets.errors import LakeError, LayoutUnknown
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.upkeep import compact
-from mesh_assets.lake.version import VersionLog
+from mesh_assets.lake.version import InputPosition, VersionLog
 from mesh_assets.names import Layout, ProductName
 from tests.catalog.world import World, sources
 
@@ -76,8 +78,8 @@ def test_many_folds_are_one_fold(world: World, seed: int) -> None:
     assert not enterprise.fold(world.layout).changed
 
 
-def test_a_fold_that_is_killed_is_done_again(world: World) -> None:
-    chance = random.Random(7)
+def _killed(world: World, failpoint: str) -> int:
+    """Fold in a process that dies there; its exit code."""
     program = (
         "import sys, os\n"
         "from mesh_assets.catalog import enterprise\n"
@@ -85,6 +87,15 @@ def test_a_fold_that_is_killed_is_done_again(world: World) -> None:
         "enterprise.fold(Layout(sys.argv[1]))\n"
         "os._exit(0)\n"
     )
+    return subprocess.run(
+        [sys.executable, "-c", program, world.layout.root],
+        env={**os.environ, "MESH_FAILPOINT": failpoint},
+        check=False,
+    ).returncode
+
+
+def test_a_fold_that_is_killed_is_done_again(world: World) -> None:
+    chance = random.Random(7)
     for name in world.discovery.products:
         world.publish(name)
     for count in range(1, 7):
@@ -93,14 +104,7 @@ def test_a_fold_that_is_killed_is_done_again(world: World) -> None:
         world.version(ORDERS)
         world.publish(ORDERS)
         world.emit(*world.derivation(ORDERS, count % 3))
-        died = subprocess.run(
-            [sys.executable, "-c", program, world.layout.root],
-            env={**os.environ, "MESH_FAILPOINT": f"file.written:{count}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert died.returncode == -signal.SIGKILL, (count, died.stderr)
+        assert _killed(world, f"file.written:{count}") == -signal.SIGKILL, count
         if count % 3 == 0:
             enterprise.fold(world.layout)
     enterprise.fold(world.layout)
@@ -134,6 +138,13 @@ def test_every_version_is_there_once(world: World) -> None:
             assert row["change_count"] == sum(version.row_count.values())
             assert (row["run_id"], row["actor"]) == (version.run_id, version.actor)
             assert row["committed_at"] == version.committed_at
+            positions = {
+                one["input"]: InputPosition(one["lsn"], one["ordinal"], one["end_lsn"])
+                for one in row["positions"]
+            }
+            assert positions == dict(version.positions)
+        # The first is from the log, as a record carries the newest versions only, the last from the record.
+        assert [row["positions"][0]["lsn"] for row in (mine[0], mine[-1])] == [1000, 1000 * len(mine)]
 
 
 def test_segments_are_sealed_and_never_written_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,10 +251,98 @@ def test_what_is_broken_is_told_and_stops_nothing_else(world: World) -> None:
     assert enterprise.fold(world.layout).problems == ()
 
 
-def test_tables_of_another_program_are_refused(world: World) -> None:
-    Table.create(world.layout.enterprise("datasets"), pa.schema([("x", pa.int64())]))
-    with pytest.raises(LayoutUnknown, match=r"columns .*x"):
-        enterprise.fold(world.layout)
+def _earlier(world: World) -> None:
+    """Every table as an earlier program might have left it, up to the newest lineage."""
+    newest = Table.open(world.layout.lineage()).version + 1
+    for name, shape in SHAPES.items():
+        uri = world.layout.enterprise(name)
+        shutil.rmtree(uri, ignore_errors=True)
+        first = shape.schema.field(0)
+        fields = [(first.name, first.type), ("before", pa.string())]
+        earlier = Shape(name, pa.schema(fields), (first.name,), ("before",))
+        rows = pa.table({first.name: ["x"], "before": ["y"]})
+        held = Canonical(uri, earlier)
+        held.replace({"00": Content(rows), "all": Content(rows)}, transactions={"lineage": newest})
+
+
+def _eventful(world: World) -> None:
+    chance = random.Random(11)
+    for name in world.discovery.products:
+        world.version(name)
+        world.publish(name)
+        world.check(name, "passed")
+        world.publish(name)
+    for _ in range(20):
+        world.step(chance)
+    world.emit(*world.derivation(ORDERS, 1))
+
+
+def test_tables_of_an_earlier_program_are_made_anew(world: World) -> None:
+    _eventful(world)
+    _earlier(world)
+    # Not an empty catalog, nor half a one: whoever reads is told.
+    with pytest.raises(LayoutUnknown, match=r"earlier version of this program: columns .*before"):
+        Graph.load(world.layout)
+    assert enterprise.fold(world.layout).changed
+    small = _bytes(world.layout)
+    assert not enterprise.fold(world.layout).changed
+    assert Graph.load(world.layout).datasets
+    for name, shape in SHAPES.items():
+        assert Table.open(world.layout.enterprise(name)).statistics == shape.statistics
+    assert _rebuilt(world.layout) == small
+
+
+def test_rows_of_an_earlier_layout_are_made_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the columns are the same: what they mean may have changed."""
+    _eventful(world)
+    enterprise.fold(world.layout)
+    small = _bytes(world.layout)
+    for name, shape in SHAPES.items():
+        monkeypatch.setitem(SHAPES, name, replace(shape, layout=2))
+        monkeypatch.setattr(f"mesh_assets.catalog.enterprise.{name.upper()}", SHAPES[name])
+    with pytest.raises(LayoutUnknown, match="layout 1, not 2"):
+        enterprise.digest(world.layout)
+    assert enterprise.fold(world.layout).changed
+    assert _bytes(world.layout) == small
+    assert not enterprise.fold(world.layout).changed
+
+
+def test_a_table_of_a_newer_program_is_left_alone(world: World) -> None:
+    world.publish(ORDERS)
+    enterprise.fold(world.layout)
+    shape = SHAPES["checks"]
+    uri = world.layout.enterprise("checks")
+    newer = replace(shape, schema=shape.schema.append(pa.field("more", pa.string())), layout=2)
+    rows = newer.schema.empty_table()
+    Canonical(uri, newer, folding=True).replace({"00": Content(rows)})
+    before = Table.open(uri).version
+    for read in (enterprise.fold, enterprise.digest):
+        with pytest.raises(
+            LayoutUnknown, match=r"has layout 2; this program knows layouts up to 1\n.*update"
+        ):
+            read(world.layout)
+    assert Table.open(uri).version == before
+
+
+def test_two_programs_make_earlier_tables_anew_at_once(world: World) -> None:
+    _eventful(world)
+    _earlier(world)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: enterprise.fold(world.layout), range(4)))
+    small = _bytes(world.layout)
+    assert not enterprise.fold(world.layout).changed
+    assert _rebuilt(world.layout) == small
+
+
+def test_a_table_that_is_made_anew_is_not_read_before_it_is_whole(world: World) -> None:
+    _eventful(world)
+    _earlier(world)
+    assert _killed(world, "file.written") == -signal.SIGKILL
+    with pytest.raises(LayoutUnknown, match="is being made anew"):
+        Graph.load(world.layout)
+    enterprise.fold(world.layout)
+    small = _bytes(world.layout)
+    assert _rebuilt(world.layout) == small
 
 
 def test_two_folds_at_once(world: World) -> None:

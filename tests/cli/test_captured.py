@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -9,15 +10,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import polars as pl
 import pytest
 from typer.testing import Result
 
 import mesh_assets
+from mesh_assets.lake.log import ChangeLog
+from mesh_assets.names import ProductName
 from mesh_assets.product import Mesh
 from tests.cli.conftest import Organisation
 
@@ -211,6 +216,56 @@ def test_sql_says_what_is_wrong(mesh: Run) -> None:
 # -- changes
 
 
+def event(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a change log as the event that it is."""
+    columns = {name: plain(value) for name, value in row.items() if not name.startswith("_")}
+    before = row["_before"]
+    return {
+        "op": row["_op"],
+        "before": before and {name: plain(value) for name, value in before.items()},
+        "after": None if row["_op"] in "dt" else columns,
+        "seq": row["_seq"],
+        "position": row["_position"],
+        "ordinal": row["_ordinal"],
+        "transaction": row["_xid"] or None,
+        "committed_at": plain(row["_committed_at"]),
+        "schema_version": row["_schema_version"],
+        "unchanged": row["_unchanged"],
+        "exact": row["_exact"] and {one["key"]: one["value"] for one in row["_exact"]},
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value as the event's JSON has it."""
+    match value:
+        case datetime():
+            text = value.isoformat(timespec="microseconds")
+            return text.replace("+00:00", "Z")
+        case date():
+            return value.isoformat()
+        case Decimal():
+            return f"{value:f}"
+        case bytes():
+            return base64.b64encode(value).decode()
+        case list():
+            return [plain(one) for one in value]
+        case _:
+            return value
+
+
+@pytest.mark.parametrize("product", ["sales.orders", "sales.customers", "distribution.shipments"])
+def test_every_change_is_as_its_event_schema_says(answer: Answer, product: str) -> None:
+    schemas = answer("show", product, "--event-schema")
+    for table, schema in schemas.items():
+        assert schema == answer("show", f"{product}.{table}", "--event-schema")
+        rows = ChangeLog.open(Mesh().changes_uri(ProductName.parse(product), table)).scan().collect()
+        check = jsonschema.Draft202012Validator(schema)
+        assert rows.height > 0
+        accepted = rows.filter(pl.col("_rejected_by").is_null())
+        for row in accepted.iter_rows(named=True):
+            check.validate(event(row))
+
+
 def test_changes_of_a_key(answer: Answer, mesh: Run) -> None:
     history = answer("changes", "sales.customers", "--key", "1")
     assert [one["op"] for one in history] == ["r", "u", "u"]
@@ -258,21 +313,35 @@ def test_parity_finds_equality_and_differences(captured: Organisation, answer: A
     result = mesh("parity", "sales.customers", "distribution.stock")
     assert result.exit_code == 0, result.output
     assert result.stdout.count("equal") == 2
+    insert = (
+        "insert into supply.warehouses (warehouse_id, code, name, country, active, updated_at) "
+        "values ({}, 'spare', 'spare', 'CH', true, now())"
+    )
+    captured.execute("distribution", insert.format(900))
+    captured.capture("distribution")
     # Behind the stream's back: what triggers and replication roles cannot do, a lost slot can.
     captured.execute(
         "distribution",
         "alter publication mesh_distribution_app drop table supply.warehouses",
         "update supply.warehouses set name = 'moved' where warehouse_id = 1",
+        "delete from supply.warehouses where warehouse_id = 900",
+        insert.format(901),
         "alter publication mesh_distribution_app add table supply.warehouses",
     )
     differing = mesh("parity", "distribution.warehouses", "--json")
     assert differing.exit_code == 1
     (found,) = json.loads(differing.stdout)
     assert found["outcome"] == "different"
-    assert found["differences"] == [{"key": {"warehouse_id": 1}, "kind": "different"}]
+    assert found["differences"] == [
+        {"key": {"warehouse_id": 1}, "kind": "different"},
+        {"key": {"warehouse_id": 900}, "kind": "extra"},
+        {"key": {"warehouse_id": 901}, "kind": "missing"},
+    ]
     shown = mesh("parity", "distribution.warehouses")
     assert shown.exit_code == 1
     assert "warehouse_id=1 is not the same in both" in shown.stdout
+    assert "warehouse_id=900 is in the lake but not at the source" in shown.stdout
+    assert "warehouse_id=901 is at the source but not in the lake" in shown.stdout
 
 
 def test_parity_of_what_does_not_exist(mesh: Run) -> None:

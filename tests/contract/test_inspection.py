@@ -11,6 +11,7 @@ from mesh_assets.inspection import inspect
 from mesh_assets.names import ProductName
 from mesh_assets.readers import column_readers, input_tables, table_readers
 from tests.contract.folder import Folder
+from tests.waiting import PATIENCE_SECONDS
 
 SAMPLE = discover(Path(__file__).parents[2] / "products")
 OVERVIEW = ProductName("sales", "overview")
@@ -66,7 +67,8 @@ def test_what_the_samples_make_is_what_they_promise() -> None:
 )
 def test_what_is_wrong_with_a_transform(tmp_path: Path, body: str, said: str) -> None:
     discovery, one = derived(tmp_path, f"def transform(inputs):\n    {body}\n")
-    looked = inspect(one, input_tables(discovery, one), max_seconds=3)
+    seconds = 3 if "while" in body else PATIENCE_SECONDS
+    looked = inspect(one, input_tables(discovery, one), max_seconds=seconds)
     assert said in looked.error
 
 

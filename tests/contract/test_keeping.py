@@ -21,7 +21,7 @@ from mesh_assets.settings import Settings
 from mesh_assets.shift.report import Budget
 from tests.contract.folder import Folder
 
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02)
+QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, claim_seconds=60)
 ORDERS = ProductName("sales", "orders")
 KEPT = ProductName("sales", "orders_v1")
 COLUMNS = """\
@@ -46,7 +46,9 @@ def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 
 def keep(products: Folder, name: ProductName = ORDERS, until: date | None = None) -> Path:
     product = products.discover().product(name)
-    folder = products.root / name.domain / kept_name(product.contract).product
+    kept = kept_name(product.contract)
+    assert kept is not None
+    folder = products.root / name.domain / kept.product
     folder.mkdir()
     for path, content in kept_files(product, until).items():
         (folder / path).write_bytes(content)
@@ -112,8 +114,10 @@ def test_a_derived_product_is_kept_with_its_transform(products: Folder) -> None:
 def test_a_version_without_a_number_cannot_be_kept(products: Folder) -> None:
     contract = products.root / "sales" / "orders" / "contract.yaml"
     contract.write_text(contract.read_text().replace("version: 1.0.0", "version: first"))
+    product = products.discover().product(ORDERS)
+    assert kept_name(product.contract) is None
     with pytest.raises(ContractError, match=r"version 'first' of sales\.orders has no major number"):
-        kept_name(products.discover().product(ORDERS).contract)
+        kept_files(product)
 
 
 def test_whoever_pins_a_version_stays_with_it(products: Folder) -> None:
