@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from benchmarks.record import RESULTS, Record, record_table
+from benchmarks.record import PROJECT, RESULTS, Record, record_table, revision
 from benchmarks.stage import Stage
 
 NAMES = (
@@ -32,7 +32,6 @@ NAMES = (
     "catalog",
     "lineage",
 )
-_PROJECT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
@@ -44,7 +43,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="the same as NAME")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the amounts of data")
     parser.add_argument(
-        "--folder", type=Path, default=_PROJECT / ".mesh" / "benchmarks", help="where to keep data meanwhile"
+        "--folder", type=Path, default=PROJECT / ".mesh" / "benchmarks", help="where to keep data meanwhile"
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is not met")
     arguments = parser.parse_args()
@@ -82,6 +81,7 @@ def _run(names: list[str], arguments: argparse.Namespace, console: Console) -> i
         f"{psutil.cpu_count()} cores, {memory:.0f} GB of memory, load {psutil.getloadavg()[0]:.1f}, "
         f"Python {sys.version.split()[0]}"
     )
+    revision()  # Before the tree can change under a run of several minutes.
     records: list[Record] = []
     failed: list[str] = []
     for name in names:
@@ -98,7 +98,7 @@ def _run(names: list[str], arguments: argparse.Namespace, console: Console) -> i
     if records:
         console.print(record_table(records))
         if arguments.scale == 1:
-            console.print(f"written to {RESULTS.relative_to(_PROJECT)}/")
+            console.print(f"written to {RESULTS.relative_to(PROJECT)}/")
         else:
             console.print(f"[yellow]at scale {arguments.scale:g} these prove nothing; none is written[/]")
     if failed:

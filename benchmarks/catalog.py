@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from benchmarks import child
+from benchmarks.measure import Sampler, process_tree
 from benchmarks.record import Record
 from benchmarks.stage import Stage
 from mesh_assets.catalog import local
@@ -49,6 +52,9 @@ def run(stage: Stage) -> None:
     rebuilt = _fold(stage, layout, "fold after deleting")
     if rebuilt["digest"] != single["digest"]:
         raise child.ContenderError("what was folded in steps differs from what was folded at once")
+    table = Table(title="Folds of the catalog", title_justify="left")
+    for heading in ("fold", "events", "files written", "seconds", "CPU seconds", "events/CPU-s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "fold" else "right")
     for title, one_fold in (
         ("first", first),
         ("every product changed", changed),
@@ -56,10 +62,16 @@ def run(stage: Stage) -> None:
         ("one product changed", single),
         ("deleted and folded again", rebuilt),
     ):
-        stage.console.print(
-            f"{title}: {one_fold['seconds']:.2f} s, {one_fold['cpu_seconds']:.2f} CPU-s, "
-            f"{one_fold['event_count']:,} lineage events, {one_fold['file_count']} files written"
+        table.add_row(
+            title,
+            f"{one_fold['event_count']:,}",
+            f"{one_fold['file_count']:,}",
+            f"{one_fold['seconds']:.2f}",
+            f"{one_fold['cpu_seconds']:.2f}",
+            f"{one_fold['event_count'] / one_fold['cpu_seconds']:,.0f}",
+            f"{one_fold['peak_bytes'] / 1e6:,.0f}",
         )
+    stage.console.print(table)
     stage.console.print(
         f"search index over all of it: made in {changed['index_seconds']:.2f} s, "
         f"a search takes {changed['search_seconds'] * 1e3:.0f} ms"
@@ -79,10 +91,14 @@ def run(stage: Stage) -> None:
 
 
 def _fold(stage: Stage, layout: Layout, title: str, *, search: bool = False) -> dict[str, Any]:
-    with stage.progress(title):
-        result = child.run(
-            "folder", {"root": layout.root, "search": search}, folder=stage.folder / title.replace(" ", "_")
-        )
+    parameters = {"root": layout.root, "search": search}
+    with (
+        stage.progress(title),
+        child.start("folder", parameters, folder=stage.folder / title.replace(" ", "_")) as contender,
+        Sampler(memory={"fold": process_tree(contender.pid)}) as sampler,
+    ):
+        result = contender.result()
+    result["peak_bytes"] = sampler.peak_bytes("fold")
     if result["problems"]:
         raise child.ContenderError("\n".join(result["problems"]))
     return result

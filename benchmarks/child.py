@@ -55,8 +55,12 @@ class Child:
             tail = self._errors.read_text(errors="replace").strip()[-3000:]
             raise ContenderError(f"{self._module} ended with exit code {code}:\n{tail}")
 
-    def result(self, on_progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Its result; meanwhile its progress goes to ``on_progress``.
+    def result(
+        self,
+        on_progress: Callable[[int], None] | None = None,
+        on_part: Callable[[str], None] | None = None,
+    ) -> dict[str, Any]:
+        """Its result; meanwhile its progress goes to ``on_progress``, the parts that it ended to ``on_part``.
 
         Raises:
             ContenderError: if it ends without one.
@@ -65,6 +69,8 @@ class Child:
         for message in self.messages():
             if "progress" in message and on_progress:
                 on_progress(message["progress"])
+            if "part" in message and on_part:
+                on_part(message["part"])
             result = message.get("result", result)
         if result is None:
             raise ContenderError(f"{self._module} ended without a result")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import statistics
 
+from rich.table import Table
+
 from benchmarks import child
+from benchmarks.commits import ROWS
+from benchmarks.measure import Sampler, process_tree
 from benchmarks.record import Record
 from benchmarks.stage import Stage
 
@@ -18,19 +22,31 @@ _WINDOW = 100
 def run(stage: Stage) -> None:
     """Append that often and compare the medians of two windows."""
     count = stage.amount(_VERSIONS, 400)
-    with stage.progress("appending", count) as advance:
-        result = child.run(
-            "commits",
-            {"uri": str(stage.folder / "log"), "version_count": count},
-            folder=stage.folder / "work",
-            on_progress=advance,
-        )
     marks = sorted({_EARLY, count // 10, count // 4, count // 2, count})
+    parameters = {"uri": str(stage.folder / "log"), "version_count": count, "marks": marks}
+    peaks: list[int] = []
+    with (
+        stage.progress("appending", count) as advance,
+        child.start("commits", parameters, folder=stage.folder / "work") as contender,
+        Sampler(memory={"log": process_tree(contender.pid)}) as sampler,
+    ):
+        result = contender.result(advance, lambda part: peaks.append(sampler.lap_bytes("log")))
+    table = Table(title=f"Appends of {ROWS} changes, medians of the last {_WINDOW}", title_justify="left")
+    for heading in ("version", "ms", "CPU ms", "rows/CPU-s", "peak MB since the line before"):
+        table.add_column(heading, justify="right")
+    for mark, peak in zip(marks, peaks, strict=True):
+        window = slice(max(0, mark - _WINDOW), mark)
+        cpu_seconds = statistics.median(result["cpu_seconds"][window])
+        table.add_row(
+            f"{mark:,}",
+            f"{statistics.median(result['seconds'][window]) * 1e3:.1f}",
+            f"{cpu_seconds * 1e3:.1f}",
+            f"{ROWS / cpu_seconds:,.0f}",
+            f"{peak / 1e6:,.0f}",
+        )
+    stage.console.print(table)
     for name, title, unit in (("seconds", "append", "ms"), ("cpu_seconds", "append's CPU", "CPU ms")):
         values: list[float] = result[name]
-        medians = (statistics.median(values[max(0, mark - _WINDOW) : mark]) * 1e3 for mark in marks)
-        told = ", ".join(f"{value:.1f} at {mark:,}" for mark, value in zip(marks, medians, strict=True))
-        stage.console.print(f"{title}, median of the last {_WINDOW}, {unit}: {told}")
         early = values[_EARLY - _WINDOW // 2 : _EARLY + _WINDOW // 2]
         stage.record(
             Record(

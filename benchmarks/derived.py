@@ -10,6 +10,7 @@ Where the time went is read from the lake afterwards: rows and versions carry wh
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from benchmarks import child
 from benchmarks.follower import Follower
-from benchmarks.installation import PRODUCTS, mesh_up
+from benchmarks.installation import PRODUCTS, everything, mesh_up
+from benchmarks.measure import Sampler
 from benchmarks.organisation import settings_of
 from benchmarks.record import Record
 from benchmarks.stage import Stage
@@ -34,6 +36,8 @@ _RELIEVED_SECONDS = 90.0
 _LIMIT_SECONDS = 5.0
 _FIRST_SECONDS = 240.0
 _GIVE_UP_SECONDS = 60.0
+# To look at the memory of a whole mesh takes some time of the processor that it needs itself.
+_LOOK_SECONDS = 5.0
 
 _CUSTOMER = """
 INSERT INTO shop.customers (customer_id, full_name, segment, created_at, updated_at)
@@ -75,12 +79,20 @@ def _measure(stage: Stage, settings: Settings, name: str, when: str) -> None:
                 # Not measured: snapshots, the first whole computation, the first runs.
                 connection.execute(_ORDER, (LANE_WIDTH, LANE_WIDTH))
                 consumer.reach(1, _FIRST_SECONDS)
-            with stage.progress("committing orders", count) as advance:
+            running = everything(json.loads((settings.home / "up.json").read_text())["pid"], settings)
+            with (
+                stage.progress("committing orders", count) as advance,
+                Sampler(
+                    memory={"mesh": running}, cpu={"mesh": running}, seconds=1.0, memory_seconds=_LOOK_SECONDS
+                ) as sampler,
+            ):
+                began = time.monotonic()
                 for number in range(1, count + 1):
                     connection.execute(_ORDER, (LANE_WIDTH + number, LANE_WIDTH))
                     committed.append(time.time())
                     advance(1)
                     time.sleep(_EVERY_SECONDS)
+                elapsed = time.monotonic() - began
             with stage.progress("waiting for the last"):
                 consumer.reach(count + 1, _GIVE_UP_SECONDS)
             contender.tell("end")
@@ -90,6 +102,10 @@ def _measure(stage: Stage, settings: Settings, name: str, when: str) -> None:
         for cluster in Place.of(settings).clusters.values():
             cluster.remove()
     _show(stage, name, when, found, len(seen))
+    stage.console.print(
+        f"the whole mesh meanwhile: {sampler.cpu_seconds('mesh') / elapsed:.2f} cores, "
+        f"peak {sampler.peak_bytes() / 1e6:,.0f} MB"
+    )
 
 
 def _show(stage: Stage, name: str, when: str, found: list[Trail], seen_count: int) -> None:

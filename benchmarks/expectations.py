@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich.table import Table
+
 from benchmarks import child
 from benchmarks.measure import Sampler, process_tree
 from benchmarks.record import Record
@@ -40,10 +42,24 @@ def run(stage: Stage) -> None:
     for (type, _), one, other in zip(EXPECTATIONS, ours["results"], theirs["results"], strict=True):
         if not _same(one, other):
             raise child.ContenderError(f"{type}: ours gives {one}, Great Expectations {other}")
-    stage.console.print(
-        f"{count:,} rows, {len(EXPECTATIONS)} expectations, equal results: ours {ours['seconds']:.2f} s with "
-        f"reading, Great Expectations {theirs['seconds']:.2f} s and {theirs['load_seconds']:.2f} s to read"
+    table = Table(
+        title=f"{len(EXPECTATIONS)} expectations over {count:,} rows: equal results", title_justify="left"
     )
+    for heading in ("what", "seconds", "to read before", "CPU seconds", "rows/CPU-s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for what, one, peak in (
+        ("mesh, with reading", ours, our_bytes),
+        ("Great Expectations, pandas", theirs, their_bytes),
+    ):
+        table.add_row(
+            what,
+            f"{one['seconds']:.2f}",
+            f"{one['load_seconds']:.2f}" if "load_seconds" in one else "",
+            f"{one['cpu_seconds']:.2f}",
+            f"{count / one['cpu_seconds']:,.0f}",
+            f"{peak / 1e6:,.0f}",
+        )
+    stage.console.print(table)
     stage.record(
         Record(
             "expectations_speed",

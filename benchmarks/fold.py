@@ -27,33 +27,44 @@ def run(stage: Stage) -> None:
         built = child.run("folding", building, folder=stage.folder / "build", on_progress=advance)
     tails = [stage.amount(count, 100_000 * (number + 1)) for number, count in enumerate(_TAILS)]
     measuring = {**place, "task": "measure", "tail_counts": tails, "scratch": str(stage.folder / "small")}
+    peaks: dict[str, int] = {}
     with (
         stage.progress("appending, reading, folding", 31) as advance,
         child.start("folding", measuring, folder=stage.folder / "measure") as contender,
         Sampler(memory={"fold": process_tree(contender.pid)}) as sampler,
     ):
-        result = contender.result(advance)
+        result = contender.result(advance, lambda part: peaks.update({part: sampler.lap_bytes("fold")}))
     stage.console.print(
         f"{result['base_count']:,} rows in {built['file_count']} files, "
         f"first folded in {built['seconds']:.1f} s"
     )
-    table = Table(title="Folds", title_justify="left")
-    for heading in ("changes in the tail", "seconds", "CPU seconds", "CPU us/change"):
-        table.add_column(heading, justify="right")
-    for one in result["folds"]:
+    table = Table(title="Appends, reads and folds; what takes turns has one peak", title_justify="left")
+    for heading in ("what", "rows", "seconds", "CPU seconds", "CPU us/row", "rows/CPU-s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    lines = [
+        ("append to it", result["append_large"], "appends"),
+        ("append to a product of one row", result["append_small"], "appends"),
+        ("fresh read", result["fresh"], "reads"),
+        ("plain scan of the base", result["scan"], "reads"),
+    ]
+    lines += [("fold of a tail", one, f"fold {one['row_count']}") for one in result["folds"]]
+    for what, one, part in lines:
         table.add_row(
-            f"{one['change_count']:,}",
-            f"{one['seconds']:.2f}",
-            f"{one['cpu_seconds']:.2f}",
-            f"{one['cpu_seconds'] / one['change_count'] * 1e6:,.1f}",
+            what,
+            f"{one['row_count']:,}",
+            f"{one['seconds']:.3f}",
+            f"{one['cpu_seconds']:.3f}",
+            f"{one['cpu_seconds'] / one['row_count'] * 1e6:,.2f}",
+            f"{one['row_count'] / one['cpu_seconds']:,.0f}",
+            f"{peaks[part] / 1e6:,.0f}",
         )
     stage.console.print(table)
     stage.record(
         Record(
             "fold_append",
             "append of 10,000 changes",
-            result["append_large_seconds"] * 1e3,
-            result["append_small_seconds"] * 1e3,
+            result["append_large"]["seconds"] * 1e3,
+            result["append_small"]["seconds"] * 1e3,
             "a product of one row",
             0.67,
             "ms",
@@ -64,8 +75,8 @@ def run(stage: Stage) -> None:
         Record(
             "fold_fresh_read",
             "fresh read with a tail of 10,000",
-            result["fresh_seconds"] * 1e3,
-            result["scan_seconds"] * 1e3,
+            result["fresh"]["seconds"] * 1e3,
+            result["scan"]["seconds"] * 1e3,
             "a plain scan of the base",
             0.25,
             "ms",
@@ -73,14 +84,14 @@ def run(stage: Stage) -> None:
         )
     )
     for before, after in pairwise(result["folds"]):
-        cost, former = (one["cpu_seconds"] / one["change_count"] * 1e6 for one in (after, before))
+        cost, former = (one["cpu_seconds"] / one["row_count"] * 1e6 for one in (after, before))
         stage.record(
             Record(
-                f"fold_tail_{after['change_count']}",
-                f"fold per change, tail of {after['change_count']:,}",
+                f"fold_tail_{after['row_count']}",
+                f"fold per change, tail of {after['row_count']:,}",
                 cost,
                 former,
-                f"a tail of {before['change_count']:,}",
+                f"a tail of {before['row_count']:,}",
                 1,
                 "CPU us",
                 True,

@@ -7,7 +7,7 @@ import statistics
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -32,6 +32,23 @@ _APPEND_REPEATS = 25
 _FIRST_POSITION = 1_000
 
 
+class _Cost(NamedTuple):
+    """What one piece of work took."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class _Clock:
+    """Starts when it is made."""
+
+    def __init__(self) -> None:
+        self._began, self._began_cpu = time.perf_counter(), time.process_time()
+
+    def cost(self) -> _Cost:
+        return _Cost(time.perf_counter() - self._began, time.process_time() - self._began_cpu)
+
+
 def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
     """Build the product, or measure on one that was built."""
     layout = Layout(parameters["lake"])
@@ -40,12 +57,12 @@ def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
     return _measure(layout, parameters["tail_counts"], Path(parameters["scratch"]), report)
 
 
-def _append(log: ChangeLog, order_ids: np.ndarray, op: str) -> float:
-    """Append changes of these orders; returns the seconds it took, without making the frame."""
+def _append(log: ChangeLog, order_ids: np.ndarray, op: str) -> _Cost:
+    """Append changes of these orders; returns what it took, without making the frame."""
     held = log.position("benchmark")
     position = held[0] + 1 if held else _FIRST_POSITION
     frame = change_frame(order_ids, op, position)
-    began = time.perf_counter()
+    clock = _Clock()
     log.append(
         frame,
         source="benchmark",
@@ -53,7 +70,7 @@ def _append(log: ChangeLog, order_ids: np.ndarray, op: str) -> float:
         captured_at=datetime.now(UTC),
         schema_version=1,
     )
-    return time.perf_counter() - began
+    return clock.cost()
 
 
 def _build(layout: Layout, row_count: int, report: Report) -> dict[str, Any]:
@@ -79,19 +96,25 @@ def _measure(layout: Layout, tail_counts: list[int], scratch: Path, report: Repo
         steps += 1
         report(progress=steps)
 
+    def ended(part: str) -> None:
+        report(part=part)
+
     def random_orders(count: int) -> np.ndarray:
         return random.choice(base_count, min(count, base_count // 2), replace=False)
 
     # The first tail: what a reader pays for it.
     _append(log, random_orders(_BATCH_ROWS), "u")
     step()
+    ended("start")
     reads = _read(layout, current)
     step()
+    ended("reads")
     folds = [_fold(log, current)]
     step()
+    ended(f"fold {folds[-1]['row_count']}")
     # Appends to the large product and to new ones take turns.
-    large: list[float] = []
-    few: list[float] = []
+    large: list[_Cost] = []
+    few: list[_Cost] = []
     for number in range(_APPEND_REPEATS):
         orders = random_orders(_BATCH_ROWS)
         small = ChangeLog.create(str(scratch / f"small-{number}"), ROW_SCHEMA, KEY)
@@ -99,25 +122,37 @@ def _measure(layout: Layout, tail_counts: list[int], scratch: Path, report: Repo
         _append(small, orders[:1], "c")
         # Whoever is second finds the processor's caches warm.
         turns = [(small, few), (log, large)]
-        for target, seconds in turns if number % 2 else reversed(turns):
-            seconds.append(_append(target, orders, "u"))
+        for target, costs in turns if number % 2 else reversed(turns):
+            costs.append(_append(target, orders, "u"))
         shutil.rmtree(scratch / f"small-{number}")
         step()
+    ended("appends")
     _fold(log, current)
     step()
     for count in tail_counts:
         while (missing := count - (log.seq - current.folded)) > 0:
             _append(log, random_orders(min(missing, _TAIL_BATCH_ROWS)), "u")
+        ended("between")
         folds.append(_fold(log, current))
         step()
+        ended(f"fold {folds[-1]['row_count']}")
     if current.row_count != base_count:
         raise RuntimeError(f"{base_count} rows became {current.row_count} by updates alone")
     return {
         "base_count": base_count,
         **reads,
-        "append_large_seconds": statistics.median(large),
-        "append_small_seconds": statistics.median(few),
+        "append_large": _median(large, _BATCH_ROWS),
+        "append_small": _median(few, _BATCH_ROWS),
         "folds": folds,
+    }
+
+
+def _median(costs: list[_Cost], row_count: int) -> dict[str, float]:
+    """The median costs of one that has so many rows."""
+    return {
+        "row_count": row_count,
+        "seconds": statistics.median(one.seconds for one in costs),
+        "cpu_seconds": statistics.median(one.cpu_seconds for one in costs),
     }
 
 
@@ -126,30 +161,30 @@ def _query(frame: pl.LazyFrame) -> pl.DataFrame:
     return summed.collect(engine="streaming")
 
 
-def _read(layout: Layout, current: Current) -> dict[str, float]:
+def _read(layout: Layout, current: Current) -> dict[str, dict[str, float]]:
     """The same question to the mesh and to the files of the last fold, in turns."""
     files = [str(Path(current.table.uri) / file.path) for file in current.table.files()]
-    fresh_seconds, scan_seconds = [], []
+    fresh_costs, scan_costs = [], []
     for _ in range(_READ_REPEATS):
-        began = time.perf_counter()
+        clock = _Clock()
         plain = _query(pl.scan_parquet(files))
-        middle = time.perf_counter()
+        scan_costs.append(clock.cost())
+        clock = _Clock()
         through = _query(fresh(layout, _NAME, _TABLE, principal=Principal.local()))
-        scan_seconds.append(middle - began)
-        fresh_seconds.append(time.perf_counter() - middle)
+        fresh_costs.append(clock.cost())
         if plain["count"].sum() != through["count"].sum():
             raise RuntimeError(
                 f"the fresh read has {through['count'].sum()} rows, not {plain['count'].sum()}"
             )
     return {
-        "fresh_seconds": statistics.median(fresh_seconds),
-        "scan_seconds": statistics.median(scan_seconds),
+        "fresh": _median(fresh_costs, current.row_count),
+        "scan": _median(scan_costs, current.row_count),
     }
 
 
 def _fold(log: ChangeLog, current: Current) -> dict[str, float]:
     done = fold(log, current, log.seq)
-    return {"change_count": done.tail_row_count, "seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
+    return {"row_count": done.tail_row_count, "seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
 
 
 if __name__ == "__main__":

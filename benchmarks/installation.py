@@ -16,7 +16,9 @@ import psutil
 from benchmarks import child
 from benchmarks.measure import ProcessSource, process_tree
 from benchmarks.stage import Stage
-from mesh_assets.local.place import Place
+from mesh_assets.local import organisation
+from mesh_assets.local.place import SOURCES, Place
+from mesh_assets.local.postgres import Cluster
 from mesh_assets.settings import Settings
 
 PRODUCTS = Path(__file__).resolve().parent.parent / "products"
@@ -24,6 +26,7 @@ PRODUCTS = Path(__file__).resolve().parent.parent / "products"
 _COMMAND = [str(Path(sys.executable).with_name("mesh")), "up"]
 _GIVE_UP_SECONDS = 180.0
 _STOP_SECONDS = 60.0
+_APPLICATION_COUNT = "SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE usename = datname || '_app'"
 
 
 @contextmanager
@@ -82,6 +85,50 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def idle_applications(stage: Stage, settings: Settings) -> Iterator[ProcessSource]:
+    """The sample applications at rate 0, connected; yields the source of their processes.
+
+    ``mesh up --rate 0`` leaves them out, but an organisation that is idle has them.
+
+    Raises:
+        ContenderError: if one does not connect to its database, or has ended before its time.
+    """
+    cluster = Place.of(settings).clusters[SOURCES]
+    log = stage.folder / "applications.log"
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        with log.open("w") as output, stage.progress("starting the applications"):
+            processes.extend(
+                subprocess.Popen(
+                    organisation.application_command(domain, rate=0),
+                    env=os.environ | organisation.application_environment(cluster, domain),
+                    cwd=PRODUCTS.parent,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                for domain in organisation.DOMAINS
+            )
+            _await_applications(cluster, log)
+        yield lambda: [process for one in processes for process in process_tree(one.pid)()]
+        if any(one.poll() is not None for one in processes):
+            raise child.ContenderError(f"an idle application ended:\n{log.read_text()[-3000:]}")
+    finally:
+        for one in processes:
+            _stop(one)
+
+
+def _await_applications(cluster: Cluster, log: Path) -> None:
+    began = time.monotonic()
+    with cluster.connect("postgres") as connection:
+        while connection.execute(_APPLICATION_COUNT).fetchone() != (len(organisation.DOMAINS),):
+            if time.monotonic() - began > _GIVE_UP_SECONDS:
+                raise child.ContenderError(f"an application did not connect:\n{log.read_text()[-3000:]}")
+            time.sleep(0.05)
 
 
 def everything(pid: int, settings: Settings) -> ProcessSource:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from benchmarks import child
 from benchmarks.follower import Follower
+from benchmarks.measure import Sampler, process_tree
 from benchmarks.organisation import write_organisation
 from benchmarks.record import Record
 from benchmarks.stage import Stage
@@ -28,6 +30,8 @@ _WARM_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
 _LIMIT_SECONDS = 2.0
 _CATCH_UP_SECONDS = 30.0
+# To look at the memory of a whole PostgreSQL takes some time of the processor that commits take, too.
+_LOOK_SECONDS = 1.0
 
 
 def run(stage: Stage) -> None:
@@ -41,9 +45,19 @@ def run(stage: Stage) -> None:
             child.run("shift", {**place, "idle_seconds": 1.0}, folder=stage.folder / "shift")
         writing = {"url": url, "per_second": _PER_SECOND, "seconds": seconds, "lane_count": _LANES}
         watching = {**place, "pause_seconds": _PAUSE_SECONDS}
+        postmaster = cluster.status().pid
+        assert postmaster is not None
         with (
             child.start("shift", {**place, "idle_seconds": 3600.0}, folder=stage.folder / "shift") as shift,
             child.start("watcher", watching, folder=stage.folder / "watcher") as watcher,
+            Sampler(
+                memory={
+                    "shift": process_tree(shift.pid),
+                    "reader": process_tree(watcher.pid),
+                    "source": process_tree(postmaster),
+                },
+                memory_seconds=_LOOK_SECONDS,
+            ) as sampler,
         ):
             landed = Follower(shift)
             seen = Follower(watcher)
@@ -54,9 +68,10 @@ def run(stage: Stage) -> None:
                 seen.reach(sum(map(len, lanes)), _CATCH_UP_SECONDS)
             for one in (watcher, shift):
                 one.tell("end")
-            reads = seen.result()["reads"]
+            watched = seen.result()
             result = landed.result()
-    _report(stage, lanes, reads, result, seconds)
+    _show_costs(stage, result, watched, sampler)
+    _report(stage, lanes, watched["reads"], result, seconds)
 
 
 def delays(
@@ -80,6 +95,31 @@ def delays(
         delay = ended[np.minimum(read_index, len(reads) - 1)] - committed
         parts.append(delay[committed >= begin])
     return np.concatenate(parts), unseen
+
+
+def _show_costs(stage: Stage, result: dict[str, Any], watched: dict[str, Any], sampler: Sampler) -> None:
+    table = Table(title="Meanwhile", title_justify="left")
+    for heading in ("process", "rows", "seconds", "CPU seconds", "rows/CPU-s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "process" else "right")
+    table.add_row(
+        "shift",
+        f"{result['row_count']:,}",
+        f"{result['whole_seconds']:.2f}",
+        f"{result['cpu_seconds']:.2f}",
+        f"{result['row_count'] / result['cpu_seconds']:,.0f}",
+        f"{sampler.peak_bytes('shift') / 1e6:,.0f}",
+    )
+    reading = sum(read[2] for read in watched["reads"])
+    table.add_row(
+        f"reader, in {len(watched['reads'])} reads",
+        "",
+        f"{reading:.2f}",
+        f"{watched['cpu_seconds']:.2f}",
+        "",
+        f"{sampler.peak_bytes('reader') / 1e6:,.0f}",
+    )
+    table.add_row("both with PostgreSQL", "", "", "", "", f"{sampler.peak_bytes() / 1e6:,.0f}")
+    stage.console.print(table)
 
 
 def _report(

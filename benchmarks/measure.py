@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -75,11 +77,19 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def tree_seconds() -> float:
+    """CPU time so far of this process and of all that descend from it, those that ended included."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    running = sum(map(cpu_seconds, process_tree(os.getpid())()))
+    return running + ended.ru_utime + ended.ru_stime
+
+
 @dataclass
 class _Usage:
     """What was seen of one group."""
 
     peak_bytes: int = 0
+    lap_bytes: int = 0
     first_seconds: dict[int, float] = field(default_factory=dict)
     last_seconds: dict[int, float] = field(default_factory=dict)
 
@@ -91,6 +101,8 @@ class Sampler:
         memory: groups whose peak memory is wanted; the total's peak is kept, too.
         cpu: groups whose CPU time is wanted. A process first seen while sampling counts from the
             time it had used then, so CPU is exact to a sampling interval.
+        seconds: from one look at CPU times to the next.
+        memory_seconds: from one look at memory to the next; longer where it would disturb.
     """
 
     def __init__(
@@ -99,13 +111,15 @@ class Sampler:
         memory: Mapping[str, ProcessSource] | None = None,
         cpu: Mapping[str, ProcessSource] | None = None,
         seconds: float = _CPU_SECONDS,
+        memory_seconds: float = _MEMORY_SECONDS,
     ) -> None:
         self._memory, self._cpu = dict(memory or {}), dict(cpu or {})
         self._usage = {name: _Usage() for name in (*self._memory, *self._cpu)}
-        self._seconds = seconds
+        self._seconds, self._memory_seconds = seconds, memory_seconds
         self._began = time.time()
         self._failure: Exception | None = None
         self._total_peak = 0
+        self._looking = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
 
@@ -125,6 +139,14 @@ class Sampler:
         """The largest memory seen of a group, or of all groups together."""
         return self._usage[group].peak_bytes if group else self._total_peak
 
+    def lap_bytes(self, group: str) -> int:
+        """The largest memory seen of a group since the last call; a short lap is looked at now."""
+        self._sample_memory()
+        with self._looking:
+            usage = self._usage[group]
+            largest, usage.lap_bytes = usage.lap_bytes, 0
+        return largest
+
     def cpu_seconds(self, group: str) -> float:
         """CPU time that the group used while it was watched."""
         usage = self._usage[group]
@@ -143,10 +165,10 @@ class Sampler:
             self._sample_cpu()
             if self._memory and (stopping or time.monotonic() >= next_memory):
                 self._sample_memory()
-                next_memory = time.monotonic() + _MEMORY_SECONDS
+                next_memory = time.monotonic() + self._memory_seconds
             if stopping:
                 return
-            self._stop.wait(self._seconds if self._cpu else _MEMORY_SECONDS)
+            self._stop.wait(self._seconds if self._cpu else self._memory_seconds)
 
     def _sample_cpu(self) -> None:
         for name, source in self._cpu.items():
@@ -165,9 +187,10 @@ class Sampler:
             return seconds
 
     def _sample_memory(self) -> None:
-        total = 0
-        for name, source in self._memory.items():
-            size = total_bytes(source())
-            self._usage[name].peak_bytes = max(self._usage[name].peak_bytes, size)
-            total += size
-        self._total_peak = max(self._total_peak, total)
+        with self._looking:
+            sizes = {name: total_bytes(source()) for name, source in self._memory.items()}
+            for name, size in sizes.items():
+                usage = self._usage[name]
+                usage.peak_bytes = max(usage.peak_bytes, size)
+                usage.lap_bytes = max(usage.lap_bytes, size)
+            self._total_peak = max(self._total_peak, sum(sizes.values()))

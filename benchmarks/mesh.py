@@ -1,9 +1,9 @@
 """The whole mesh on one machine: how soon it is ready, what it costs while nothing happens, how soon
 it wakes up.
 
-Idle means: the sample databases exist, nobody writes to them (``--rate 0``), and everything in them
-has been captured. Every process counts: supervisor, code locations, web server, daemon, run
-workers, both PostgreSQL clusters.
+Idle means: the sample databases and their applications are there, nobody writes (``--rate 0``), and
+everything has been captured. Every process counts: supervisor, code locations, web server, daemon, run
+workers, applications, both PostgreSQL clusters.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from benchmarks import child
 from benchmarks.follower import Follower
-from benchmarks.installation import PRODUCTS, everything, mesh_up
-from benchmarks.measure import Sampler
+from benchmarks.installation import PRODUCTS, everything, idle_applications, mesh_up
+from benchmarks.measure import ProcessSource, Sampler
 from benchmarks.organisation import settings_of
 from benchmarks.record import Record
 from benchmarks.stage import Stage
@@ -60,10 +61,11 @@ def run(stage: Stage) -> None:
                 f"ready after {first_seconds:.1f} s from nothing, after {second_seconds:.1f} s again"
             )
             _ready(stage, first_seconds, second_seconds)
-            with stage.progress("waiting until everything is captured"):
-                _settle(settings)
-            _idle(stage, settings)
-            _wake(stage, settings)
+            with idle_applications(stage, settings) as applications:
+                with stage.progress("waiting until everything is captured"):
+                    _settle(settings)
+                _idle(stage, settings, applications)
+                _wake(stage, settings)
     finally:
         for cluster in Place.of(settings).clusters.values():
             cluster.remove()
@@ -109,21 +111,31 @@ def _unfinished_runs(settings: Settings) -> int:
         return len(json.load(answer)["data"]["runsOrError"]["results"])
 
 
-def _idle(stage: Stage, settings: Settings) -> None:
+def _idle(stage: Stage, settings: Settings, applications: ProcessSource) -> None:
     seconds = stage.amount(_IDLE_SECONDS, 15)
     pid = json.loads((settings.home / "up.json").read_text())["pid"]
-    running = everything(pid, settings)
-    with stage.progress(f"idle for {seconds} s"), Sampler(cpu={"mesh": running}, seconds=1.0) as sampler:
+    groups = {"mesh and its databases": everything(pid, settings), "applications": applications}
+    with stage.progress(f"idle for {seconds} s"), Sampler(cpu=groups, seconds=1.0) as sampler:
         began = time.monotonic()
         time.sleep(seconds)
         elapsed = time.monotonic() - began
-    with Sampler(memory={"mesh": running}) as memory:
+    with Sampler(memory=groups) as memory:
         time.sleep(3)
-    count = sum(1 for _ in running())
-    cores = sampler.cpu_seconds("mesh") / elapsed
-    stage.console.print(
-        f"idle: {count} processes, {memory.peak_bytes() / 1e6:,.0f} MB, {cores:.1%} of a core"
-    )
+    counts = {name: sum(1 for _ in source()) for name, source in groups.items()}
+    count = sum(counts.values())
+    cores = sum(map(sampler.cpu_seconds, groups)) / elapsed
+    table = Table(title="Idle", title_justify="left")
+    for heading in ("what", "processes", "share of a core", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for name in groups:
+        table.add_row(
+            name,
+            str(counts[name]),
+            f"{sampler.cpu_seconds(name) / elapsed:.1%}",
+            f"{memory.peak_bytes(name) / 1e6:,.0f}",
+        )
+    table.add_row("together", str(count), f"{cores:.1%}", f"{memory.peak_bytes() / 1e6:,.0f}")
+    stage.console.print(table)
     stage.record(
         Record(
             "mesh_idle_memory",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from benchmarks.changes import KEY, ROW_SCHEMA, change_frame
 from benchmarks.child import Report, serve
+from benchmarks.measure import tree_seconds
 from mesh_assets.derive.derivation import Derivation, Heads
 from mesh_assets.derive.plan import DerivePlan, derive_plan
 from mesh_assets.derive.transform import Transformer
@@ -87,6 +89,14 @@ _BALANCE_SCHEMA = pa.schema(
         ("balance", pa.int64()),
     ]
 )
+
+
+class _Cost(NamedTuple):
+    """What one refresh took."""
+
+    seconds: float
+    transform_seconds: float
+    cpu_seconds: float
 
 
 def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -261,27 +271,29 @@ def _measure(folder: Path, row_count: int, report: Report) -> dict[str, Any]:
         derivation = Derivation(plan, "benchmark", transformer, proof_seconds=1e9)
         derivation.open()
 
-        def refresh(ids: np.ndarray, whole: str | None = None) -> tuple[float, float]:
+        def refresh(ids: np.ndarray, whole: str | None = None) -> _Cost:
             nonlocal steps
             change(ids)
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), tree_seconds()
             step = derivation.step(_heads(inputs), whole_because=whole)
-            seconds = time.perf_counter() - began
+            seconds, cpu_seconds = time.perf_counter() - began, tree_seconds() - began_cpu
             assert step.batch.row_count == count, step
             assert (step.whole is None) == (whole is None), step.whole
             steps += 1
             report(progress=steps)
-            return seconds, step.transform_seconds
+            return _Cost(seconds, step.transform_seconds, cpu_seconds)
+
+        def keep(name: str, taken: list[_Cost], of: Callable[[list[float]], float]) -> None:
+            for what, values in zip(_Cost._fields, zip(*taken, strict=True), strict=True):
+                found[f"{name}_{what}"] = of(list(values))
+            report(part=name)
 
         # The first one starts the process that runs the transform.
         refresh(scattered())
+        report(part="start")
         for name, ids in (("random", scattered), ("clustered", clustered)):
-            taken = [refresh(ids()) for _ in range(_REPEATS)]
-            found[f"{name}_seconds"] = statistics.median(seconds for seconds, _ in taken)
-            found[f"{name}_transform_seconds"] = statistics.median(seconds for _, seconds in taken)
-        whole = [refresh(scattered(), "the benchmark asks for it") for _ in range(2)]
-        found["whole_seconds"] = min(seconds for seconds, _ in whole)
-        found["whole_transform_seconds"] = min(seconds for _, seconds in whole)
+            keep(name, [refresh(ids()) for _ in range(_REPEATS)], statistics.median)
+        keep("whole", [refresh(scattered(), "the benchmark asks for it") for _ in range(2)], min)
     return found
 
 

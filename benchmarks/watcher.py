@@ -15,10 +15,11 @@ from mesh_assets.product import Mesh
 
 
 def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Read until asked to end; returns (time after the read, newest order per lane, read seconds)."""
+    """Read until asked to end; returns (time after, newest order per lane, read seconds) of each."""
     products = Path(parameters["products"]) if "products" in parameters else None
     mesh = Mesh(settings_of(Path(parameters["folder"]), products))
     reads: list[tuple[float, dict[int, int], float]] = []
+    began_cpu = time.process_time()
     while not asked_to_end.is_set():
         began = time.monotonic()
         frame = mesh.open(PRODUCT).lazy
@@ -32,7 +33,7 @@ def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
         reads.append((now, dict(newest.iter_rows()), now - began))
         report(progress=sum(order % LANE_WIDTH + 1 for order in newest["order_id"]))
         asked_to_end.wait(parameters["pause_seconds"])
-    return {"reads": reads}
+    return {"reads": reads, "cpu_seconds": time.process_time() - began_cpu}
 
 
 if __name__ == "__main__":
