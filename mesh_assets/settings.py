@@ -1,6 +1,6 @@
 """Where this installation keeps its state and finds its sources: one object, read once.
 
-Every setting can be given as an environment variable with the prefix ``MESH_``.
+Every setting can be given as an environment variable with the prefix ``MESH_``; an empty one is not given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Settings(BaseSettings):
             successor is ready.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MESH_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(default=_PROJECT / ".mesh")
     lake: str = ""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -107,9 +107,9 @@ class Shift:
         self._started = time.monotonic()
         be_frugal()
         with (
-            ShiftLineage(self.plan, self.run_id, self.observer.message) as self._lineage,
             Source(self.plan.source) as source,
-            source.claim(wait_seconds=self.budget.claim_seconds),
+            self._claimed(source),
+            self._told() as self._lineage,
         ):
             self._open(source)
             self._reader = SnapshotReader(source, self.budget.snapshot_rows, self.observer, self._read)
@@ -137,6 +137,22 @@ class Shift:
         return self.result
 
     # -- opening ------------------------------------------------------------------------------
+
+    def _told(self) -> ShiftLineage:
+        return ShiftLineage(self.plan, self.run_id, self.observer.message)
+
+    @contextmanager
+    def _claimed(self, source: Source) -> Iterator[None]:
+        with ExitStack() as claim:
+            try:
+                claim.enter_context(source.claim(wait_seconds=self.budget.claim_seconds))
+            except SlotBusy:
+                # Another shift captures: this one has not begun, and nothing has failed.
+                raise
+            except MeshError:
+                with self._told():
+                    raise
+            yield
 
     def _open(self, source: Source) -> None:
         plan, now = self.plan, datetime.now(UTC)

@@ -22,21 +22,22 @@ class Edits:
         self._locations = locations
         self._states: list[tuple[str, int, int] | None] = []
         self._fingerprints: dict[str, int] = {}
-        self.locations()
+        self._look()
 
-    def locations(self) -> list[str]:
-        """Names of the code locations that have been edited since the last call."""
+    def changed(self) -> list[str]:
+        """Names of the code locations that have been edited since the last look."""
+        known = self._fingerprints
+        self._look()
+        return [name for name, fingerprint in self._fingerprints.items() if known[name] != fingerprint]
+
+    def _look(self) -> None:
         # Brings Dagster, which is imported while the clusters start.
         from mesh_assets.orchestration.component import file_states
 
         states = file_states(self._products.absolute())
-        if states == self._states:
-            return []
-        self._states = states
-        found = {one.name: self._fingerprint(one.attribute) for one in self._locations}
-        changed = [name for name, known in self._fingerprints.items() if found[name] != known]
-        self._fingerprints = found
-        return changed
+        if states != self._states:
+            self._states = states
+            self._fingerprints = {one.name: self._fingerprint(one.attribute) for one in self._locations}
 
     def _fingerprint(self, attribute: str) -> int:
         """Changes with any file that a code location's definitions are made of."""

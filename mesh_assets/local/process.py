@@ -228,15 +228,26 @@ class Child:
         await_ends([self], timeout_seconds)
 
 
-def await_ends(children: Iterable[Child], timeout_seconds: float) -> None:
-    """Wait until all of them, which were asked to end, have ended; kill those that have not in time."""
+def await_ends(children: Iterable[Child], timeout_seconds: float, *, kill: bool = True) -> list[str]:
+    """Wait until all of them, which were asked to end, have ended, or it is too late.
+
+    Args:
+        kill: those that have not ended in time.
+
+    Returns:
+        Names of those that have not ended in time.
+    """
     deadline = time.monotonic() + timeout_seconds
+    late: list[str] = []
     while running := [child for child in children if child.running and not child.reap()]:
-        if time.monotonic() > deadline:
+        if not late and time.monotonic() > deadline:
+            late = [child.name for child in running]
+            if not kill:
+                break
             for child in running:
                 child.signal(signal.SIGKILL)
-            deadline = float("inf")
         time.sleep(_POLL_SECONDS)
+    return late
 
 
 class Guardian:
@@ -288,16 +299,25 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def stop_group(group: int) -> None:
-    """Ask all members of a process group to end, and kill those that have not after some seconds."""
+def stop_group(group: int) -> list[str]:
+    """Ask all members of a process group to end, and kill those that have not after some seconds.
+
+    Returns:
+        Names of those that had to be killed.
+    """
+    killed: list[str] = []
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _TERMINATE_SECONDS
         members = group_members(group)
         for pid in members:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                name = psutil.Process(pid).name()
                 os.kill(pid, number)
+                if number == signal.SIGKILL:
+                    killed.append(name)
         while members and time.monotonic() < deadline:
             time.sleep(0.05)
             members = group_members(group)
         if not members:
-            return
+            break
+    return killed

@@ -134,7 +134,7 @@ def _captures(settings: Settings) -> list[Capture]:
     layout = Layout(settings.lake_root)
     found = []
     for (domain, source), tables in discover(settings.products).sources().items():
-        if settings.source_variable(domain, source) not in os.environ:
+        if not os.environ.get(settings.source_variable(domain, source)):
             continue
         if Table.exists(layout.source(domain, source, "ledger")):
             config = source_config(settings, domain, source, tables)

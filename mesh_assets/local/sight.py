@@ -6,9 +6,11 @@ import json
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,17 @@ class Sights:
 
     Args:
         descriptor: the pipe's reading end.
+        say: where to say that a line is no sight, and is left out.
 
     Attributes:
         latest: the newest one; an empty one before the first.
         came_at: when it came, by the monotonic clock.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, say: Callable[[str], None]) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
+        self._say = say
         self._line = b""
         self.latest = Sight()
         self.came_at = time.monotonic()
@@ -116,15 +120,22 @@ class Sights:
             received = os.read(self._descriptor, 1 << 20) if readable else b""
         except (InterruptedError, BlockingIOError):
             return False
-        if not received:
-            if readable:
-                # Nobody has the other end: who writes is being started again.
-                time.sleep(timeout_seconds)
-            return False
         *whole, self._line = (self._line + received).split(b"\n")
-        if not whole:
+        return sum(self._take(line.decode(errors="replace")) for line in whole) > 0
+
+    def writer_ended(self) -> None:
+        """Take in what it has written, but not half a line: its successor does not go on with that."""
+        self.read(0)
+        self._line = b""
+
+    def _take(self, line: str) -> bool:
+        try:
+            self.latest = Sight.load(line)
+        except (ValueError, LookupError, TypeError) as error:
+            self._say(
+                f"the watch wrote what is no sight, it is left out ({error!r}): {line[:_SHOWN_CHARACTERS]!r}"
+            )
             return False
-        self.latest = Sight.load(whole[-1].decode())
         self.came_at = time.monotonic()
         return True
 

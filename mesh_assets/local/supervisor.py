@@ -35,7 +35,7 @@ from mesh_assets.local.sight import Sight, Sights
 from mesh_assets.local.verdict import Patience, judge
 from mesh_assets.settings import Settings
 
-_READY_SECONDS = 120.0
+_READY_SECONDS = 180.0
 _LOOP_SECONDS = 0.25
 _LOOK_SECONDS = 2.0
 _SILENT_SECONDS = 60.0
@@ -110,8 +110,9 @@ class _Supervisor:
         self._locations: list[instance.Location] = []
         self._edits: Edits | None = None
         self._crashes: list[str] = []
+        self._silenced = False
         reading, self._writing = os.pipe()
-        self._sights = Sights(reading)
+        self._sights = Sights(reading, lambda text: self._say(text, "yellow"))
         self._ready = False
         self._stopping = 0
         self._looked_at = 0.0
@@ -276,7 +277,12 @@ class _Supervisor:
             raise _Stopped
         for child in self._children.values():
             if child.reap():
-                self._crashes.append(f"{child.name} ended with exit code {child.exit_code}")
+                ours = child.name == "watch" and self._silenced
+                if child.name == "watch":
+                    self._sights.writer_ended()
+                    self._silenced = False
+                if not ours:
+                    self._crashes.append(f"{child.name} ended with exit code {child.exit_code}")
                 say(
                     f"{child.name} ended (exit code {child.exit_code}); it is started again in "
                     f"{child.due_seconds:.1f} s; its log is {child.log}",
@@ -295,8 +301,12 @@ class _Supervisor:
             and min(now - self._sights.came_at, watch.age_seconds) > _SILENT_SECONDS
         ):
             say("the watch says nothing; it is started again", "yellow")
+            self._silenced = True
             watch.signal(signal.SIGKILL)
-        for name in self._edits.locations() if self._edits else ():
+        for text in self._databases.tend(self._group):
+            self._crashes.append(text)
+            say(text, "yellow")
+        for name in self._edits.changed() if self._edits else ():
             say(f"the products of {name} have changed; its code location is loaded again", "")
             self._children[f"code-{name}"].stop(5)
             self._children[f"code-{name}"].start(self._group)
@@ -308,15 +318,20 @@ class _Supervisor:
         self._say("stopping")
         if self._guardian is not None:
             self._databases.begin_stop()
-            self._stop_children()
-            stop_group(self._guardian.group)
+            killed = self._stop_children() + stop_group(self._guardian.group)
+            if killed:
+                self._say(f"had to be killed: {', '.join(killed)}", "yellow")
         self._finish()
         if self._guardian is not None:
             self._guardian.dismiss()
         self._say(f"stopped in {time.monotonic() - started:.1f} s; the data is in {self._place.home}")
 
-    def _stop_children(self) -> None:
-        """Stop all of them side by side; the runs, which end between two batches, take longest."""
+    def _stop_children(self) -> list[str]:
+        """Stop all of them side by side; the runs, which end between two batches, take longest.
+
+        Returns:
+            Names of those that had to be killed.
+        """
         deadline = time.monotonic() + _STOP_SECONDS
         serving = [child for name, child in self._children.items() if name.startswith("code-")]
         for child in self._children.values():
@@ -324,10 +339,10 @@ class _Supervisor:
                 child.signal(signal.SIGTERM)
         if daemon := self._children.get("daemon"):
             # What it has begun still needs the code servers.
-            await_ends([daemon], _DAEMON_SECONDS)
+            await_ends([daemon], _DAEMON_SECONDS, kill=False)
         for child in serving:
             child.signal(signal.SIGTERM)
-        await_ends(self._children.values(), deadline - time.monotonic())
+        return await_ends(self._children.values(), deadline - time.monotonic())
 
     def _finish(self) -> None:
         """Stop the clusters and remove what is temporary; also the guardian's last act."""

@@ -17,7 +17,7 @@ from mesh_assets.errors import Fenced, SlotBusy, SourceDisconnected, SourceNotRe
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.lineage import store
 from mesh_assets.local.postgres import Cluster
-from mesh_assets.names import ProductName, lake_dataset
+from mesh_assets.names import ProductName, lake_dataset, lineage_job
 from mesh_assets.shift.plan import CapturePlan
 from mesh_assets.shift.report import BatchReport, ShiftResult, Silent, VersionReport
 from tests.crash import workload
@@ -131,6 +131,10 @@ def test_a_second_shift_leaves_the_first_alone(world: World) -> None:
 
     drain(world.plan, Second())
     assert "another shift" in str(errors[0])
+    # It has not begun, so nothing of it has failed either.
+    events = store.read(world.plan.layout.lineage(), job=lineage_job("shop", "app", "capture")).collect()
+    assert events.get_column("run_id").n_unique() == 1
+    assert "FAIL" not in events.get_column("event_type")
     assert_equal(world.plan)
 
 

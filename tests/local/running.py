@@ -17,10 +17,15 @@ from typing import Any, Self
 
 import psutil
 
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 PROJECT = Path(__file__).resolve().parents[2]
 MESH = Path(sys.executable).with_name("mesh")
+ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+"""Statuses of a run that is over."""
+
+READY_SECONDS = 420.0
+"""Longer than a mesh gives itself."""
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -62,9 +67,12 @@ class Running:
         home: its home folder.
         arguments: of the command.
         more: environment variables.
+        session: whether it leads a session of its own, as what a terminal runs.
     """
 
-    def __init__(self, home: Path, *arguments: str, more: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, *arguments: str, more: Mapping[str, str] | None = None, session: bool = False
+    ) -> None:
         self.home = home
         self.output = home.with_name(f"{home.name}.out")
         self.environment = environment(home, **(more or {}))
@@ -76,6 +84,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                start_new_session=session,
             )
 
     def __enter__(self) -> Self:
@@ -87,12 +96,12 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(60)
+                self.process.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         if error is not None:
             logs = [log for log in sorted((self.home / "logs").rglob("*.log")) if log.stat().st_size]
-            print(*(f"== {log.name}\n{log.read_text()[-2000:]}" for log in logs), self.text(), sep="\n")
+            print(self.text(), *(f"== {log.name}\n{log.read_text()[-2000:]}" for log in logs), sep="\n")
 
     def text(self) -> str:
         """What it has printed."""
@@ -107,7 +116,7 @@ class Running:
 
     def wait_until_ready(self) -> None:
         """Wait until it says where its pages are; fails with its words if it ends without."""
-        until(lambda: self.says("Dagster: http://"), "ready")
+        until(lambda: self.says("Dagster: http://"), "ready", READY_SECONDS)
 
     def child(self, name: str) -> psutil.Process | None:
         """A child process, by the name that the kernel knows it by."""
@@ -117,7 +126,7 @@ class Running:
         return None
 
     def command(self, *arguments: str, code: int = 0) -> str:
-        """Run another ``mesh`` command beside it and return its output."""
+        """Run another ``mesh`` command beside it and return its output, with the errors of one that fails."""
         done = subprocess.run(
             [MESH, *arguments],
             cwd=PROJECT,
@@ -128,7 +137,7 @@ class Running:
             check=False,
         )
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        return done.stdout + (done.stderr if code else "")
 
     # -- Dagster
 
@@ -174,9 +183,24 @@ class Running:
         return found
 
     def status(self, run_id: str) -> str:
-        """The status of a run."""
+        """The status of a run; ``unknown`` if Dagster has no such run."""
         answer = self.ask("query q($id: ID!) {runOrError(runId: $id) {... on Run {status}}}", id=run_id)
-        return str(answer["runOrError"]["status"])
+        return str(answer["runOrError"].get("status", "unknown"))
+
+    def ended(self, run_id: str | None) -> str:
+        """The status of a run at its end, which is waited for."""
+        assert run_id is not None
+        until(lambda: self.status(run_id) in ENDED, "the end of a run")
+        return self.status(run_id)
+
+    def messages(self, run_id: str) -> list[str]:
+        """What a run has said in its log."""
+        answer = self.ask(
+            "query q($id: ID!) {logsForRun(runId: $id, limit: 1000) {... on EventConnection {events "
+            "{... on MessageEvent {message}}}}}",
+            id=run_id,
+        )
+        return [event["message"] for event in answer["logsForRun"]["events"] if "message" in event]
 
     def launch(self, location: str, key: str, *checks: str) -> str | None:
         """Press Materialize on one asset, or Execute on checks of it.
@@ -187,7 +211,7 @@ class Running:
         asset = {"path": key.split("/")}
         answer = self.ask(
             "mutation m($p: ExecutionParams!) {launchPipelineExecution(executionParams: $p) "
-            "{__typename ... on LaunchRunSuccess {run {runId}}}}",
+            "{__typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message}}}",
             p={
                 "selector": {
                     "repositoryLocationName": location,

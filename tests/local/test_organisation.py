@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +26,7 @@ from mesh_assets.local.organisation.finance import Finance
 from mesh_assets.local.organisation.sales import Sales
 from mesh_assets.local.postgres import Cluster
 from mesh_assets.settings import Settings
+from tests.waiting import PATIENCE_SECONDS, until
 
 KINDS: tuple[type[Application], ...] = (Sales, Distribution, Finance)
 TABLES = {
@@ -237,19 +237,23 @@ def test_an_application_is_a_program_that_stops_when_told(cluster: Cluster, doma
     assert "postgresql://" not in " ".join(counted.args)
 
 
-def test_a_signal_ends_an_application_within_a_second(cluster: Cluster) -> None:
+def test_a_signal_ends_an_application_in_its_pause(cluster: Cluster) -> None:
+    # 500 s pass until its second transaction.
+    command = organisation.application_command("sales", rate=0.002)
+    first = (
+        "SELECT pid FROM pg_stat_activity WHERE usename = 'sales_app' AND state = 'idle' "
+        "AND query IN ('COMMIT', 'ROLLBACK')"
+    )
     with cluster.connect("sales") as connection:
-        before = connection.execute("SELECT max(order_id) FROM shop.orders").fetchone()
-        with subprocess.Popen(
-            organisation.application_command("sales", rate=200), env=environment(cluster, "sales")
-        ) as process:
-            deadline = time.monotonic() + 120
-            while connection.execute("SELECT max(order_id) FROM shop.orders").fetchone() == before:
-                assert time.monotonic() < deadline
-            asked = time.monotonic()
+        until(lambda: connection.execute(first).fetchone() is None, "no other is there")
+        process = subprocess.Popen(command, env=environment(cluster, "sales"))
+        try:
+            until(lambda: connection.execute(first).fetchone() is not None, "its first transaction")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
-            assert time.monotonic() - asked < 2
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_a_signal_at_any_moment_ends_an_application(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,20 +11,23 @@ from pathlib import Path
 
 import psutil
 
-from mesh_assets.local.live import lines, render
-from mesh_assets.local.sight import ProductSight, Sight, SourceSight
 from tests.waiting import until
 
 # What forks is a process of its own, as in operation: this one has threads.
 SUPERVISOR = """
-import os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
-from mesh_assets.local.process import Child, Guardian
+from mesh_assets.local.process import Child, Guardian, await_ends
 
 folder = Path(sys.argv[1])
 guardian = Guardian(lambda: (folder / "finished").touch(), folder / "guardian.log")
 
 def sleeping():
+    time.sleep(600)
+
+def refusing():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / "refuses").touch()
     time.sleep(600)
 
 children = [Child(f"child-{n}", sleeping, folder / f"{n}.log") for n in range(3)]
@@ -41,6 +45,13 @@ if sys.argv[2] == "wait":
     time.sleep(600)
 for child in children:
     child.stop(5)
+last = Child("last", refusing, folder / "last.log")
+last.start(guardian.group)
+while not (folder / "refuses").exists():
+    time.sleep(0.01)
+last.signal(signal.SIGTERM)
+late = [await_ends([last], 0.1, kill=False), last.running, await_ends([last], 0.1), last.running]
+(folder / "late").write_text(json.dumps(late))
 guardian.dismiss()
 """
 
@@ -74,18 +85,5 @@ def test_children_end_with_their_supervisor_and_restarts_wait(tmp_path: Path) ->
     assert not (tmp_path / "finished").exists()
     code, backoff_seconds = (tmp_path / "code").read_text().split()
     assert (int(code), float(backoff_seconds)) == (7, 1.0)
-
-
-def test_a_sight_survives_its_line_and_can_be_shown() -> None:
-    sight = Sight(
-        1.0,
-        (SourceSight("sales.app", 0.4, 1 << 21, 120.0, captured=True),),
-        (ProductSight("sales.orders", 12_345, 7, "2026-01-02T03:04:05+00:00"),),
-        {"sales": "loaded"},
-        web=True,
-    )
-    assert Sight.load(sight.dump()) == sight
-    assert render(sight, {"Dagster": "http://127.0.0.1:3000"})
-    text = "\n".join(lines(sight))
-    assert "sales.app: lag 0.4 s, WAL kept 2.0 MiB, 120 changes/s" in text
-    assert "sales.orders v7 12,345 rows" in text
+    # Who does not end in time is named, and killed only where that is asked for.
+    assert json.loads((tmp_path / "late").read_text()) == [["last"], True, ["last"], False]

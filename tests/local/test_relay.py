@@ -38,18 +38,20 @@ def test_shifts_of_a_busy_source_follow_one_another(home: Path) -> None:
 
         def relay() -> list[dict[str, Any]]:
             ended = [run for run in mesh.runs("sales.app") if run["endTime"]]
-            return ended if len(ended) >= SHIFT_COUNT else []
+            ended.sort(key=lambda run: float(run["startTime"]))
+            return ended if sum(relieved(mesh, run) for run in ended[:-1]) >= SHIFT_COUNT - 1 else []
 
-        runs = sorted(until(relay, f"{SHIFT_COUNT} shifts"), key=lambda run: float(run["startTime"]))
+        runs = until(relay, f"{SHIFT_COUNT} shifts")
         assert {run["status"] for run in runs} == {"SUCCESS"}
         # Never without a shift: the next one has begun, and waits, before the one before it ends.
         for earlier, later in itertools.pairwise(runs):
-            assert later["startTime"] <= earlier["endTime"]
+            if relieved(mesh, earlier):
+                assert later["startTime"] <= earlier["endTime"]
         # And never two: what one has written comes wholly before what the next one writes.
         versions = VersionLog(Layout(str(home / "lake")).versions(ProductName("sales", "orders")))
         rows = versions.between(1, versions.refresh())
         turns = [run_id for run_id, _ in itertools.groupby(row.run_id for row in rows)]
-        assert turns[:SHIFT_COUNT] == [run["runId"] for run in runs[:SHIFT_COUNT]]
+        assert turns[: len(runs)] == [run["runId"] for run in runs]
         assert len(set(turns)) == len(turns)
         pauses = [
             (later.created_at - earlier.created_at).total_seconds()
@@ -59,3 +61,8 @@ def test_shifts_of_a_busy_source_follow_one_another(home: Path) -> None:
         print("seconds without a version between shifts:", pauses)
         outcomes = json.loads(mesh.command("parity", "sales", "--json"))
         assert {one["outcome"] for one in outcomes} == {"equal"}
+
+
+def relieved(mesh: Running, run: dict[str, Any]) -> bool:
+    """Whether a shift ended since its time was over; one that a slow machine left idle has no successor."""
+    return any("ended (budget)" in message for message in mesh.messages(run["runId"]))

@@ -97,3 +97,12 @@ def test_a_lake_in_an_object_store_is_named_and_kept(
     (tmp_path / "home").mkdir()
     (left,) = json.loads(reset("--yes", "--json").stdout)["left"]
     assert "s3://bucket/lake is kept" in left
+
+
+def test_an_empty_address_names_no_source(
+    lake: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESH_SOURCE_SALES_APP_URL", "")
+    assert json.loads(reset("--yes", "--json").stdout)["left"] == []
+    assert not lake.exists()
+    assert traces(database_url) == (1, 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mesh_assets.local.sight import ProductSight, Sight, Sights, SourceSight
+from mesh_assets.local.sight import ProductSight, Sight, SourceSight
 from mesh_assets.local.verdict import GRACE_SECONDS, LAG_SECONDS, Patience, Verdict, judge
 
 WELL = Sight(
@@ -142,21 +141,3 @@ def test_waiting_has_an_end() -> None:
     patience = Patience(5, print)
     assert patience.stays(5 + GRACE_SECONDS - 0.1, AWAITED)
     assert not patience.stays(5 + GRACE_SECONDS, AWAITED)
-
-
-def test_sights_come_through_a_pipe_in_whatever_pieces() -> None:
-    reading, writing = os.pipe()
-    try:
-        sights = Sights(reading)
-        assert not sights.read(0)
-        assert sights.latest == Sight()
-        line = (source(lag_seconds=17.0).dump() + "\n" + WELL.dump() + "\n").encode()
-        os.write(writing, line[:-20])
-        assert sights.read(5)
-        assert sights.latest == source(lag_seconds=17.0)
-        os.write(writing, line[-20:])
-        assert sights.read(5)
-        assert sights.latest == WELL
-    finally:
-        os.close(reading)
-        os.close(writing)

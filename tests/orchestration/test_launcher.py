@@ -23,7 +23,7 @@ from mesh_assets.orchestration.launcher import (
     fail_orphaned_runs,
 )
 from tests.orchestration.job import told
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 NURSERY = """
 import sys
@@ -44,7 +44,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         until(lambda: _answers(path))
         yield path
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_nursery_ends_with_what_runs_in_it(tmp_path: Path) -> None:
         until(lambda: _answers(path))
         pid = ask_nursery(path, {"verb": "launch", "run_id": "a", "arguments": ""})["pid"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

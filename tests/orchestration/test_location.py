@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from mesh_assets import code_locations
 from mesh_assets.catalog.shape import SHAPES
@@ -91,7 +94,6 @@ def test_derived_products_depend_on_current_tables_of_other_domains() -> None:
     }
     current = specs["sales/customer_360/current/customer_360"]
     assert [dep.asset_key for dep in current.deps] == [derived.key]
-    assert current.freshness_policy is not None
     assert derived.kinds == {"deltalake", "polars"}
     references = derived.metadata["dagster/code_references"].code_references
     files = {reference.label: Path(reference.file_path).name for reference in references}
@@ -99,6 +101,41 @@ def test_derived_products_depend_on_current_tables_of_other_domains() -> None:
     assert files["transform"] == "transform.py"
     lineage = current.metadata["dagster/column_lineage"].deps_by_column
     assert [(dep.asset_key, dep.column_name) for dep in lineage["total"]] == [(derived.key, "total")]
+
+
+def test_freshness_is_the_latency_that_the_contract_promises(products: Path) -> None:
+    def promise(product: str, latency: str) -> None:
+        contract = products / product / "contract.yaml"
+        text = contract.read_text()
+        contract.write_text(
+            re.sub(r"(property: latency\n    value:) .+\n    unit: .+", rf"\1 {latency}", text)
+        )
+        assert contract.read_text() != text
+
+    promise("sales/orders", "6\n    unit: minutes")
+    promise("finance/revenue", "2\n    unit: hours")
+    unit_seconds = {"seconds": 1, "minutes": 60, "hours": 3600}
+    windows, promised = {}, {}
+    for file in sorted(products.glob("*/*/contract.yaml")):
+        contract = yaml.safe_load(file.read_text())
+        (latency,) = [one for one in contract["slaProperties"] if one["property"] == "latency"]
+        for table in contract["schema"]:
+            key = f"{contract['domain']}/{contract['name']}/current/{table['name']}"
+            # What is idle is reported only now and then: hence at least five minutes.
+            promised[key] = timedelta(seconds=max(300, latency["value"] * unit_seconds[latency["unit"]]))
+    for name in LOCATIONS:
+        for spec in load(name).resolve_all_asset_specs():
+            if STUB in spec.metadata or spec.freshness_policy is None:
+                continue
+            policy = spec.freshness_policy
+            assert isinstance(policy, TimeWindowFreshnessPolicy)
+            windows[spec.key.to_user_string()] = policy.fail_window.to_timedelta()
+            assert policy.warn_window is not None
+            assert policy.warn_window.to_timedelta() < policy.fail_window.to_timedelta()
+    assert windows == promised
+    assert windows["sales/orders/current/orders"] == timedelta(minutes=6)
+    assert windows["finance/revenue/current/revenue"] == timedelta(hours=2)
+    assert windows["sales/customers/current/customers"] == timedelta(minutes=5)
 
 
 def test_another_transform_is_other_code(products: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from mesh_assets.quality.result import configuration
 from mesh_assets.quality.rule import Expectation, Rule
+from tests.waiting import PATIENCE_SECONDS
 
 
 class GreatExpectations:
@@ -53,7 +54,7 @@ class GreatExpectations:
             assert self._child.stdin is not None
             assert self._child.stdout is not None
             self._child.stdin.close()
-            self._child.wait(timeout=60)
+            self._child.wait(timeout=PATIENCE_SECONDS)
             self._child.stdout.close()
 
 

@@ -77,14 +77,16 @@ def test_without_the_slow_lane_such_rules_are_skipped() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_expectation_that_never_ends_leaves_the_others() -> None:
     endless = expecting("endless", "expect_column_values_to_match_regex", regex="^(a+)+(?=b)$")
     rows = ROWS.with_columns(name=pl.lit("a" * 64))
-    found = validate([JSON, endless, LOOKAHEAD], rows.lazy(), max_seconds=15)
+    # It is the others' limit, too, and they are behind everything else that the machine does.
+    found = validate([JSON, endless, LOOKAHEAD], rows.lazy(), max_seconds=60)
     assert [one["success"] for one in found] == [False, False, False]
     assert found[0]["result"]["unexpected_count"] == 1
     message = found[1]["exception_info"]["exception_message"]
-    assert "longer than 15 s" in message
+    assert "longer than 60 s" in message
     assert "sql rule" in message
     assert found[2]["result"]["unexpected_count"] == 4
 
