@@ -129,6 +129,7 @@ def parity(
     *,
     timeout_seconds: float = 120,
     most_differences: int = 10,
+    run_id: str = "",
     drain: Callable[[], None] | None = None,
 ) -> ParityResult:
     """Compare one table with its source.
@@ -136,6 +137,7 @@ def parity(
     Args:
         timeout_seconds: how long to wait until the lake holds the snapshot's position.
         most_differences: how many differing keys to name.
+        run_id: the orchestrator's run that a short shift is part of.
         drain: brings the lake up to the source's head when no shift does; by default a short shift.
 
     Raises:
@@ -153,7 +155,7 @@ def parity(
         relation = source.describe(target.source_table)
         columns = [*relation.row_schema.names, "_exact"]
         source.heartbeat()
-        _await(plan, snapshot.lsn, timeout_seconds, drain)
+        _await(plan, snapshot.lsn, timeout_seconds, run_id, drain)
         log = ChangeLog.open(target.changes_uri)
         cut = seq_at(log, snapshot.lsn - 1)
         opened = open_rows(log, cut)
@@ -242,7 +244,9 @@ class _Until(Silent):
         return self._reached
 
 
-def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[[], None] | None) -> None:
+def _await(
+    plan: CapturePlan, lsn: int, timeout_seconds: float, run_id: str, drain: Callable[[], None] | None
+) -> None:
     """Wait until the ledger passes ``lsn``; drain when no shift runs."""
     deadline = time.monotonic() + timeout_seconds
     uri = plan.part_uri("ledger")
@@ -263,7 +267,7 @@ def _await(plan: CapturePlan, lsn: int, timeout_seconds: float, drain: Callable[
             else:
                 left = max(0.0, deadline - time.monotonic())
                 budget = Budget(max_seconds=left, idle_seconds=0.5, fold=None, check_seconds=None)
-                Shift(plan, budget=budget, observer=_Until(lsn)).run()
+                Shift(plan, budget=budget, observer=_Until(lsn), run_id=run_id).run()
         except SlotBusy:
             # A shift is running: it gets there.
             time.sleep(0.2)

@@ -429,7 +429,7 @@ class Mesh:
 
     # -- proof --------------------------------------------------------------------------------
 
-    def parity(self, name: str, *, drain: Callable[[], None] | None = None) -> ParityResult:
+    def parity(self, name: str, *, run_id: str = "", drain: Callable[[], None] | None = None) -> ParityResult:
         """Compare one table with its source at one LSN (:func:`mesh_assets.parity.parity`).
 
         A derived product's source is a recomputation of all of it from the versions it was made of.
@@ -440,7 +440,7 @@ class Mesh:
 
             return derived_parity(derive_plan(self.settings, self.discovery, product.name), table.name)
         plan, target = self.target(name)
-        return parity(plan, target, drain=drain)
+        return parity(plan, target, run_id=run_id, drain=drain)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def parity_result(
     from mesh_assets.quality.concealment import secret
 
     mesh = Mesh()
-    result = mesh.parity(f"{name}.{table}")
+    result = mesh.parity(f"{name}.{table}", run_id=context.run.run_id)
     said = result.sentence(secret(mesh.product(str(name)).contract.table(table)))
     position: dict[str, str | int] = {"cdc/position": lsn_text(result.lsn)}
     if result.version is not None:
