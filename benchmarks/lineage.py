@@ -49,6 +49,8 @@ def run(stage: Stage) -> None:
         drains = [_drain(stage, url, _ROWS, lineage=True) for _ in range(_ROUNDS)]
         with stage.progress("following a live source"):
             live = _follow(stage, url)
+        # What the shifts before left to be folded is none of those that are compared.
+        _drain(stage, url, _PAIR_ROWS, lineage=True, folds=True)
         pairs = []
         for number in range(_PAIRS):
             first = number % 2 == 0

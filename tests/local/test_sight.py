@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from mesh_assets.local.live import lines, render
 from mesh_assets.local.sight import ProductSight, Sight, Sights, SourceSight
@@ -50,7 +52,13 @@ def line(sight: Sight) -> str:
 
 def test_a_sight_survives_its_line_and_can_be_shown() -> None:
     assert Sight.load(FIRST.dump()) == FIRST
-    assert render(FIRST, {"Dagster": "http://127.0.0.1:3000"})
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render(FIRST, {"Dagster": "http://127.0.0.1:3000"}))
+    shown = console.export_text()
+    for told in ("lag", "0.4 s", "WAL kept", "2.0 MiB", "changes/s", "120"):
+        assert told in shown
+    for told in ("rows", "12,345", "version", "7", "freshness", "http://127.0.0.1:3000"):
+        assert told in shown
     text = "\n".join(lines(FIRST))
     assert "sales.app: lag 0.4 s, WAL kept 2.0 MiB, 120 changes/s" in text
     assert "sales.orders v7 12,345 rows" in text

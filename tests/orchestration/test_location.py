@@ -73,6 +73,9 @@ def test_specs_carry_the_contract() -> None:
     assert orders.kinds == {"deltalake", "polars"}
     assert orders.owners[0].startswith("team:")
     assert orders.code_version
+    assert orders.description
+    contract = discover(PROJECT / "products").products[ProductName("sales", "orders")].contract
+    assert contract.table("orders").description in orders.description
     assert [dep.asset_key.to_user_string() for dep in orders.deps] == ["sales/orders/changes/orders"]
     columns = {column.name: column for column in orders.metadata["dagster/column_schema"].columns}
     assert columns["order_id"].constraints.other == ["primary key"]
