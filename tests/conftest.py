@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from mesh_assets.local.postgres import Cluster
 
+_SHOWN_CHARACTERS = 2000
 _WHOLE_MESHES = tuple(f"tests/local/test_{name}.py" for name in ("derived", "evolution", "relay", "up"))
 _database_numbers = count(1)
 
@@ -46,6 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return whole or item.path in slow, not whole
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of what a failing test has printed, show the end: whoever reads all of it also reads the traceback."""
+    report = yield
+    report.sections = [(title, text[-_SHOWN_CHARACTERS:]) for title, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], what: str = "it", timeout_seconds: float = PATIENCE_SECONDS) -> T:
-    """Wait until the condition is truthy, and return what it gave."""
+    """Wait until the condition is truthy, and return what it gave; fails with what it gave last."""
     deadline = time.monotonic() + timeout_seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_seconds:.0f} s"
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_seconds:.0f} s, but {found!r}"
         time.sleep(_LOOK_SECONDS)
     return found

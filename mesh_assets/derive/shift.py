@@ -178,6 +178,7 @@ class DeriveShift:
             # Who reads an old version that is kept by now is planned anew.
             self.result.reason = "contract changed"
             return
+        self._seen: set[ProductName] = set()
         self._heads = {
             name: VersionLog(layout.versions(name)) for plan in self.plans for name in plan.input_products
         }
@@ -273,12 +274,13 @@ class DeriveShift:
             busy = self._releaser.pending or any(course.busy or course.replay for course in courses)
             if (
                 not busy
-                and now - moved >= budget.idle_seconds
-                and not self.expecting()
+                and now - moved >= self._idle_seconds
+                and (budget.catching_up or not self.expecting())
                 # What comes meanwhile is derived at once.
                 and self._housekeeper.conclude()
                 and self._checker.conclude()
             ):
+                self.result.reason = "caught up" if budget.catching_up else "idle"
                 return
             if (
                 now - self._started > budget.max_seconds
@@ -290,6 +292,12 @@ class DeriveShift:
                 self._finish()
                 return
             self._pause()
+
+    @property
+    def _idle_seconds(self) -> float:
+        """How long nothing happens before the shift ends; a product waits between two steps."""
+        budget = self.budget
+        return budget.batch_seconds + _POLL_SECONDS if budget.catching_up else budget.idle_seconds
 
     def _pause(self) -> None:
         """Wait for the end of a step, but not for long."""
@@ -304,7 +312,10 @@ class DeriveShift:
 
     def _look(self) -> None:
         for name, log in self._heads.items():
-            log.refresh()
+            # One that catches up takes what its inputs had when it began; its own products go on.
+            if not self.budget.catching_up or name in self._courses or name not in self._seen:
+                log.refresh()
+                self._seen.add(name)
             self._releaser.offer(name, log.latest())
 
     def _report(self) -> None:

@@ -64,3 +64,28 @@ class Quiet:
             if self._doubts == _MOST_DOUBTS:
                 # WAL may end in something that is not flushed until somebody commits.
                 self._source.heartbeat()
+
+
+class Goal:
+    """Everything that was committed when it was set; reached even while more and more comes.
+
+    Attributes:
+        since: a moment of the source's clock before which all of it was committed.
+    """
+
+    def __init__(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
+        self._decoder = decoder
+        self._stream = stream
+        self._asked = 0.0
+        self.since, _ = source.tip()
+        # Flushed and decoded as a transaction is, so that the stream passes it.
+        self._lsn = source.heartbeat()
+
+    def reached(self, now: float, held_lsn: int) -> bool:
+        """Whether all of it is held, or there was nothing of ours in it; call it after every receive."""
+        if held_lsn >= self._lsn or passed(self._decoder, self._lsn):
+            return True
+        if now - self._asked > _ASK_SECONDS:
+            self._asked = now
+            self._stream.ask()
+        return False

@@ -43,7 +43,7 @@ from mesh_assets.errors import (
 )
 from mesh_assets.ingest.landing import Landing
 from mesh_assets.ingest.lineage import ShiftLineage
-from mesh_assets.ingest.quiet import Quiet, passed
+from mesh_assets.ingest.quiet import Goal, Quiet, passed
 from mesh_assets.ingest.snapshot import Backfill, SnapshotReader
 from mesh_assets.ingest.versioning import Cutter
 from mesh_assets.lake.layout import ensure_layout
@@ -337,6 +337,7 @@ class Shift:
     def _stream(self, source: Source, decoder: Decoder, stream: ReplicationStream) -> None:
         budget, observer = self.budget, self.observer
         quiet = Quiet(source, decoder, stream, budget.idle_seconds)
+        goal = Goal(source, decoder, stream) if budget.catching_up else None
         backfill = self._backfill
         # From here on: a shift that takes long to open gets somewhere all the same.
         began = now = time.monotonic()
@@ -363,7 +364,8 @@ class Shift:
             self._report_folds()
             self._lineage.flush_if_due()
             self._publisher.write_if_due()
-            backfill.begin()
+            caught_up = goal is not None and goal.reached(now, self._held_lsn)
+            backfill.begin(ending=quiet.over or caught_up)
             if backfill.lsn is not None and passed(decoder, backfill.lsn):
                 backfill.run()
             if now - looked > _LOOK_SECONDS:
@@ -375,10 +377,13 @@ class Shift:
             if observer.cancelled():
                 self.result.reason = "cancelled"
                 break
-            if not quiet.over or backfill.lsn is not None:
+            if caught_up and not backfill.owing:
+                self.result.reason = "caught up"
+                break
+            if not quiet.over or backfill.owing:
                 settled = False
             elif not settled:
-                self._settle(decoder, stream, quiet)
+                self._settle(decoder, stream, quiet.since)
                 settled = True
             # What comes meanwhile is landed at once.
             elif self._housekeeper.conclude() and self._checker.conclude():
@@ -393,16 +398,31 @@ class Shift:
                 break
         if decoder.row_count:
             self._land(source, decoder, stream)
-        if not settled:
-            self._settle(decoder, stream, quiet)
+        if goal is not None and self.result.reason == "caught up":
+            self._settle(decoder, stream, goal.since)
+            self._conclude()
+        elif not settled:
+            self._settle(decoder, stream, quiet.since)
 
-    def _settle(self, decoder: Decoder, stream: ReplicationStream, quiet: Quiet) -> None:
-        """Cut the versions that are owed, and tell the source how far everything is durable."""
-        if quiet.since and passed(decoder, self._held_lsn):
+    def _settle(self, decoder: Decoder, stream: ReplicationStream, since: datetime | None) -> None:
+        """Cut the versions that are owed, and tell the source how far everything is durable.
+
+        ``since`` is a moment of the source's clock before which everything has arrived, if there is one.
+        """
+        if since and passed(decoder, self._held_lsn):
             self._cut(decoder.wal_end, decoder.wal_end, final=True)
         else:
             self._cut(self._commit_lsn, self._held_lsn, final=True)
-        self._acknowledge(decoder, stream, quiet.since)
+        self._acknowledge(decoder, stream, since)
+
+    def _conclude(self) -> None:
+        """Fold and check what was captured, while nothing more is taken in."""
+        while not (self._housekeeper.conclude() and self._checker.conclude()):
+            self._report_folds()
+            if self.observer.cancelled():
+                self.result.reason = "cancelled"
+                return
+            time.sleep(_POLL_SECONDS)
 
     def _due(self, decoder: Decoder, seconds_since_landing: float) -> bool:
         budget = self.budget

@@ -25,6 +25,7 @@ from mesh_assets.shift.report import Observer
 _PATIENCE_SECONDS = 2.0
 _STALE_LIMIT = 5
 _REST_SECONDS = 60.0
+_MOST_HASTY = 10
 
 
 class SnapshotReader:
@@ -87,16 +88,34 @@ class Backfill:
         self._held_open = ExitStack()
         self._after = 0.0
         self._stale_count = 0
+        self._hasty_count = 0
+
+    @property
+    def owing(self) -> bool:
+        """Whether the shift that ends now would leave something that it may yet be let read."""
+        if self._snapshot is not None:
+            return True
+        tries_left = time.monotonic() >= self._after or self._hasty_count < _MOST_HASTY
+        return tries_left and bool(self._wanted())
 
     @property
     def lsn(self) -> int | None:
         """Where the stream has to be when the snapshot is read; None if there is none to read."""
         return None if self._snapshot is None else self._snapshot.lsn
 
-    def begin(self) -> None:
-        """Take a snapshot if a table wants one."""
-        if self._snapshot is not None or time.monotonic() < self._after or not self._wanted():
+    def begin(self, *, ending: bool = False) -> None:
+        """Take a snapshot if a table wants one.
+
+        Args:
+            ending: there is nothing else to do: what is in the way is not given a rest before it is tried
+                again, some times, since who knows when the next shift comes.
+        """
+        if self._snapshot is not None or not self._wanted():
             return
+        if time.monotonic() < self._after:
+            if not ending or self._hasty_count >= _MOST_HASTY:
+                return
+            self._hasty_count += 1
         try:
             snapshot = ExportedSnapshot(self._reader.source, timeout_seconds=_PATIENCE_SECONDS)
             self._snapshot = self._held_open.enter_context(snapshot)

@@ -138,7 +138,9 @@ def _derive(context: dg.AssetExecutionContext, domain: str) -> Iterator[dg.Mater
             if other is None:
                 relay.begin()
                 expecting = Expectation(instance, root_sources(products, discovery), heads)
-                budget = Budget(max_seconds=turn_seconds(settings.shift_seconds, domain))
+                budget = Budget(
+                    max_seconds=turn_seconds(settings.shift_seconds, domain), catching_up=not relay.in_line
+                )
                 shift = DeriveShift(
                     plans, budget=budget, observer=observer, run_id=run_id, expecting=expecting
                 )

@@ -122,7 +122,11 @@ def _drain(
             other = relay.other()
             if other is None:
                 relay.begin()
-                budget = Budget(max_seconds=turn_seconds(settings.shift_seconds, f"{domain}.{source}"))
+                # Whoever asked for the table as it is now does not wait for a busy source to be idle.
+                budget = Budget(
+                    max_seconds=turn_seconds(settings.shift_seconds, f"{domain}.{source}"),
+                    catching_up=not relay.in_line,
+                )
                 try:
                     result = Shift(plan, budget=budget, observer=observer, run_id=run_id).run()
                 except (SlotBusy, Fenced) as error:

@@ -26,6 +26,7 @@ class Budget:
     Attributes:
         max_seconds: after so long on the stream the shift ends, once it is relieved.
         idle_seconds: after this long without a change the shift ends.
+        catching_up: the shift ends as soon as it has what was there when it began, whatever comes after.
         batch_seconds: a batch lands at most this often.
         batch_rows: a batch lands at once when it has this many changes.
         batch_bytes: or this many bytes of the stream.
@@ -39,6 +40,7 @@ class Budget:
 
     max_seconds: float = 900.0
     idle_seconds: float = 10.0
+    catching_up: bool = False
     batch_seconds: float = 0.7
     batch_rows: int = 100_000
     batch_bytes: int = 32 << 20
@@ -124,7 +126,7 @@ class ShiftResult:
     """What a shift did.
 
     Attributes:
-        reason: why it ended: ``idle``, ``budget``, ``cancelled`` or ``contract changed``.
+        reason: why it ended: ``idle``, ``caught up``, ``budget``, ``cancelled`` or ``contract changed``.
     """
 
     reason: str = "idle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,7 @@ from mesh_assets.errors import AsOfRefused
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.names import ProductName
 from mesh_assets.quality.rule import Scope
-from mesh_assets.shift.report import VersionReport
+from mesh_assets.shift.report import Silent, VersionReport
 from tests.derive.world import (
     CUSTOMERS,
     EAGER,
@@ -30,6 +31,15 @@ from tests.derive.world import (
     World,
     contract_text,
 )
+
+REGIONS_TRANSFORM = """\
+import polars as pl
+
+
+def transform(inputs):
+    spent = inputs["spending"].group_by("region").agg(pl.col("total").sum())
+    return spent.with_columns(pl.col("total").cast(pl.Decimal(18, 2)))
+"""
 
 
 @pytest.fixture
@@ -121,9 +131,7 @@ def test_what_is_derived_of_derived_products_follows(world: World) -> None:
         ProductName("shop", "regions"),
         {"regions": (pa.schema([("region", pa.string()), ("total", pa.decimal128(18, 2))]), ("region",))},
         "    spending: {product: shop.spending, key: {region: region}}\n",
-        "import polars as pl\n\ndef transform(inputs):\n"
-        "    spent = inputs['spending'].group_by('region').agg(pl.col('total').sum())\n"
-        "    return spent.with_columns(pl.col('total').cast(pl.Decimal(18, 2)))\n",
+        REGIONS_TRANSFORM,
     )
     assert world.shift().refused == {}
     world.writer(CUSTOMERS).put("customers", (3, "south"))
@@ -132,6 +140,33 @@ def test_what_is_derived_of_derived_products_follows(world: World) -> None:
     rows = world.rows(ProductName("shop", "regions"), "regions").rows()
     assert rows == [("north", Decimal("108.00")), ("south", Decimal("12.00"))]
     assert not any("because 3 of" in text for text in world.observer.messages)
+
+
+def test_a_shift_that_catches_up_ends_while_more_comes(world: World) -> None:
+    """It makes of its inputs what they were when it began, through all products, and leaves the rest."""
+    regions = ProductName("shop", "regions")
+    world.derive(
+        regions,
+        {"regions": (pa.schema([("region", pa.string()), ("total", pa.decimal128(18, 2))]), ("region",))},
+        "    spending: {product: shop.spending, key: {region: region}}\n",
+        REGIONS_TRANSFORM,
+    )
+    customers = world.writer(CUSTOMERS)
+    began = customers.cut()
+
+    class Busy(Silent):
+        def version(self, report: VersionReport) -> None:
+            customers.put("customers", (3, f"region {customers.position}"))
+            customers.cut()
+
+    budget = replace(EAGER, catching_up=True, idle_seconds=3600)
+    shift = DeriveShift(world.plans(), budget=budget, observer=Busy(), expecting=lambda: True)
+    assert shift.run().reason == "caught up"
+    spending, made = (VersionLog(world.mesh.layout.versions(name)).latest() for name in (SPENDING, regions))
+    assert spending is not None
+    assert made is not None
+    assert spending.parents[str(CUSTOMERS)] == began
+    assert made.parents == {str(SPENDING): spending.version}
 
 
 def test_a_truncate_and_another_transform_are_recomputed_as_a_whole(world: World) -> None:

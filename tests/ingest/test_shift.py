@@ -9,11 +9,15 @@ import time
 from dataclasses import replace
 
 import polars as pl
+import psycopg
 import pytest
 
 from mesh_assets.cdc.gap import GapLog
 from mesh_assets.cdc.source import Source
 from mesh_assets.errors import Fenced, SlotBusy, SourceDisconnected, SourceNotReady, SourceUnreachable
+from mesh_assets.lake.current import Current
+from mesh_assets.lake.ledger import Ledger
+from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.version import VersionLog
 from mesh_assets.lineage import store
 from mesh_assets.local.postgres import Cluster
@@ -171,6 +175,39 @@ def test_a_shift_that_takes_long_to_open_gets_somewhere(world: World) -> None:
     assert_equal(world.plan)
 
 
+def test_a_shift_that_catches_up_ends_while_more_comes(world: World) -> None:
+    """It takes what was there when it began, folds it, and leaves the rest to others."""
+    drain(world.plan)
+    world.application.transact(20)
+    with Source(world.plan.source) as source:
+        _, lsn = source.tip()
+
+    class Busy(Silent):
+        def batch(self, report: BatchReport) -> None:
+            world.application.transact(5)
+
+    budget = replace(QUICK, catching_up=True, idle_seconds=3600)
+    assert drain(world.plan, Busy(), budget).reason == "caught up"
+    last = Ledger(world.plan.part_uri("ledger")).latest()
+    version = VersionLog(world.plan.layout.versions(PRODUCT)).latest()
+    assert last is not None
+    assert last.end_lsn >= lsn
+    assert version is not None
+    for target in world.plan.targets:
+        log, current = ChangeLog.open(target.changes_uri), Current.open(target.current_uri)
+        assert version.tables[target.table] == log.seq
+        assert max(current.folded, log.after) == log.seq
+    # Nothing is left to take in: it ends all the same, and the source may forget its WAL.
+    drain(world.plan)
+    with Source(world.plan.source) as source:
+        _, lsn = source.tip()
+        assert drain(world.plan, budget=budget).reason == "caught up"
+        slot = source.slot()
+        assert slot is not None
+        assert slot.confirmed_lsn >= lsn
+    assert_equal(world.plan)
+
+
 def test_a_zombie_is_fenced(world: World) -> None:
     drain(world.plan)
     world.application.transact(20)
@@ -232,6 +269,26 @@ def test_an_added_column_with_a_default_is_read_again(world: World) -> None:
     world.application.transact(30)
     drain(world.plan)
     drain(world.plan)
+    assert_equal(world.plan)
+
+
+def test_a_column_that_cannot_be_read_again_at_once_is_before_the_shift_ends(world: World) -> None:
+    """PostgreSQL gives a snapshot once transactions that were open have ended; nobody may come back soon."""
+    drain(world.plan)
+    said: list[str] = []
+    with psycopg.connect(world.url) as other:
+        other.execute("SELECT pg_current_xact_id()")
+
+        class Waiting(Silent):
+            def message(self, text: str) -> None:
+                said.append(text)
+                if "a backfill waits" in text and len(said) > 1:
+                    other.rollback()
+
+        execute(world, "alter table shop.item add column stars int not null default 3")
+        assert drain(world.plan, Waiting()).reason == "idle"
+    assert sum("a backfill waits" in text for text in said) == 2
+    assert "shop.item: snapshot begins" in said
     assert_equal(world.plan)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ MESH = Path(sys.executable).with_name("mesh")
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 """Statuses of a run that is over."""
 
+_VIEW = re.compile(r": lag .*WAL kept| v\d+ .* rows ")
+_VIEW_LINES = 4
+_SHOWN_CHARACTERS = 300
 READY_SECONDS = 420.0
 """Longer than a mesh gives itself."""
 
@@ -101,17 +105,24 @@ class Running:
                 self.process.kill()
         if error is not None:
             logs = [log for log in sorted((self.home / "logs").rglob("*.log")) if log.stat().st_size]
-            print(self.text(), *(f"== {log.name}\n{log.read_text()[-2000:]}" for log in logs), sep="\n")
+            parts = [f"== {log.name}\n{log.read_text()[-_SHOWN_CHARACTERS:]}" for log in logs]
+            print(*parts, "== mesh up", self.told(), sep="\n")
 
     def text(self) -> str:
         """What it has printed."""
         return self.output.read_text()
 
+    def told(self) -> str:
+        """The same, of the views only the last one."""
+        lines = self.text().splitlines()
+        views = [line for line in lines if _VIEW.search(line)]
+        return "\n".join([line for line in lines if line not in views] + views[-_VIEW_LINES:])
+
     def says(self, text: str) -> bool:
         """Whether it has printed this; fails if it ended without."""
         if text in self.text():
             return True
-        assert self.process.poll() is None, f"it ended without saying {text!r}:\n{self.text()}"
+        assert self.process.poll() is None, f"it ended without saying {text!r}:\n{self.told()}"
         return False
 
     def wait_until_ready(self) -> None:

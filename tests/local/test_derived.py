@@ -60,13 +60,13 @@ def test_derived_products_of_a_running_mesh(home: Path) -> None:
         later = until(lambda: moved(mesh, first), "newer versions")
         assert set(later) == set(first)
         mesh.process.send_signal(signal.SIGINT)
-        assert mesh.process.wait(PATIENCE_SECONDS) == 0, mesh.text()
+        assert mesh.process.wait(PATIENCE_SECONDS) == 0, mesh.told()
         assert "had to be killed" not in mesh.text()
     assert processes_of(home) == {}
 
     with Running(home, "--for", "5") as mesh:
         until(lambda: mesh.process.poll() is not None, "the end")
-        assert mesh.process.returncode == 0, mesh.text()
+        assert mesh.process.returncode == 0, mesh.told()
         assert "everything worked" in mesh.text()
 
 

@@ -62,7 +62,7 @@ def status(mesh: Running) -> Any:
 
 def ended_well(mesh: Running) -> None:
     """Everything ended, and by itself."""
-    assert mesh.process.wait(PATIENCE_SECONDS) == 0, mesh.text()
+    assert mesh.process.wait(PATIENCE_SECONDS) == 0, mesh.told()
     assert "had to be killed" not in mesh.text()
     assert processes_of(mesh.home) == {}
 
