@@ -172,7 +172,7 @@ class DeriveLineage:
         if plan.name not in self._recovered:
             self._recovered.add(plan.name)
             tables = [*plan.held_uris(), *beside(plan.layout, plan.name)]
-            recover(plan.layout.lineage(), self.recorder, (namespace, name), tables)
+            recover(self.recorder, (namespace, name), tables)
         self._targets[plan.name] = targets = going_on(plan, VersionLog(plan.versions_uri).latest())
         recording = Recording(self.recorder, run, self._datasets(plan))
         for uri in inputs.values():

@@ -120,11 +120,11 @@ class ShiftLineage:
 
     def _close_dead(self) -> None:
         """Tell the end of an earlier shift that was killed, and what it and its folds committed."""
-        uri, run = self._plan.layout.lineage(), self._recording.run
+        run = self._recording.run
         tables = [target.changes_uri for target in self._plan.targets]
         tables += [target.current_uri for target in self._plan.targets]
         tables += [uri for name in self._plan.products for uri in beside(self._plan.layout, name)]
-        recover(uri, self.recorder, (run.namespace, run.name), tables)
+        recover(self.recorder, (run.namespace, run.name), tables)
 
     def _datasets(self) -> list[Dataset]:
         plan, layout = self._plan, self._plan.layout

@@ -22,8 +22,8 @@ import polars as pl
 from mesh_assets.lake.signature import Signature, signatures
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.version import VersionLog
-from mesh_assets.lineage.reconcile import OVER, versions_of
-from mesh_assets.lineage.store import FLUSH_SECONDS, read
+from mesh_assets.lineage.reconcile import versions_of
+from mesh_assets.lineage.store import FLUSH_SECONDS, OVER, read
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset
 
 _CLOCKS = timedelta(minutes=1)

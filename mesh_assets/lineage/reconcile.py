@@ -31,12 +31,12 @@ from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Name
 from mesh_assets.lineage.event import LineageRun, Parent
 from mesh_assets.lineage.facet import PRODUCER
-from mesh_assets.lineage.store import STORAGE_ERRORS, read
+from mesh_assets.lineage.recorder import Recorder
+from mesh_assets.lineage.store import OVER, STORAGE_ERRORS, read
 from mesh_assets.names import lake_dataset
 
 logger = logging.getLogger(__name__)
 
-OVER = ("COMPLETE", "ABORT", "FAIL")
 LOOK_BACK = timedelta(days=7)
 """How long ago a run may have begun to be looked at; an older one was closed by an earlier look."""
 SILENCE = timedelta(hours=24)
@@ -159,17 +159,21 @@ def close_dead(
     return closed
 
 
-def recover(uri: str, emitter: Emitter, job: Name, tables: Iterable[str]) -> list[OpenRun]:
+def recover(recorder: Recorder, job: Name, tables: Iterable[str]) -> list[OpenRun]:
     """Close what died of a job, and tell what it and the runs below it committed to ``tables``.
 
+    Every run of the job does so before it begins: where the newest has ended, all before it are closed.
     What goes wrong with that is for a later call: a new run does not depend on it.
     """
+    store = recorder.store
     try:
-        closed = close_dead(uri, emitter, job=job)
+        if store.is_over(job):
+            return []
+        closed = close_dead(store.uri, recorder, job=job)
         if not closed:
             return []
         since = min(run.started_at for run in closed)
-        return closed + recover_untold(uri, emitter, tables, since=since)
+        return closed + recover_untold(store.uri, recorder, tables, since=since)
     except STORAGE_ERRORS as error:
         logger.warning("lineage: runs that died could not be closed: %s", error)
         return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -47,6 +47,9 @@ BUFFER_LIMIT = 20_000
 _ATTEMPTS = 5
 _FINAL_ATTEMPTS = 3
 _RETRY_SECONDS = 0.2
+OVER = ("COMPLETE", "ABORT", "FAIL")
+"""Types of the event that is a run's last."""
+_UNKNOWN = datetime.max.replace(tzinfo=UTC)
 STORAGE_ERRORS = (MeshError, DeltaError, OSError, pa.ArrowException)
 """What writing or reading the table may fail with; the work that lineage describes goes on."""
 
@@ -80,7 +83,7 @@ class LineageStore:
         flush_seconds: float = FLUSH_SECONDS,
         written: Callable[[Sequence[RunEvent]], None] | None = None,
     ) -> None:
-        self._uri = uri
+        self.uri = uri
         self._log = log
         self._flush_seconds = flush_seconds
         self._written = written
@@ -151,14 +154,37 @@ class LineageStore:
                 self._table = None
                 self._failure = str(error)
                 self._log(
-                    f"lineage: {len(self._buffer)} events could not be written to {self._uri} "
+                    f"lineage: {len(self._buffer)} events could not be written to {self.uri} "
                     f"and will be tried again: {error}"
                 )
                 return False
             if self._failure is not None:
                 self._failure = None
-                self._log(f"lineage: caught up, {count} events written to {self._uri}")
+                self._log(f"lineage: caught up, {count} events written to {self.uri}")
             return True
+
+    def is_over(self, job: tuple[str, str]) -> bool:
+        """Whether the newest run of a job that the table knows has told its end; True if it knows none.
+
+        Looks at the newest files only, as far as it must.
+
+        Raises:
+            MeshError, DeltaError, OSError: if the table cannot be read.
+        """
+        with self._lock:
+            table = self._open()
+            table.refresh()
+            files = sorted(_of_job(table.files(), job), key=_newest, reverse=True)
+        rows: list[tuple[datetime, str, str]] = []
+        begin, latest = 0, datetime.min.replace(tzinfo=UTC)
+        while begin < len(files) and latest <= _newest(files[begin]):
+            # Mostly the first one tells.
+            end = 1 + 4 * begin
+            wanted = table.scan(files[begin:end]).filter(*_is_job(job))
+            rows += wanted.select("event_time", "run_id", "event_type").collect().rows()
+            begin, latest = end, max((at for at, _, _ in rows), default=latest)
+        newest = {run_id for at, run_id, _ in rows if at == latest}
+        return newest <= {run_id for _, run_id, kind in rows if kind in OVER}
 
     def close(self) -> bool:
         """Write what waits, trying a few times; whether everything was written."""
@@ -223,7 +249,7 @@ class LineageStore:
 
     def _open(self) -> Table:
         if self._table is None:
-            self._table = open_or_create(self._uri)
+            self._table = open_or_create(self.uri)
         return self._table
 
     def _bound(self) -> None:
@@ -299,11 +325,8 @@ def read(
         return empty.lazy()
     kept = [
         file
-        for file in table.files()
-        if _may_hold(file, "event_time", since, until)
-        and _may_hold(file, "run_id", run_id, run_id)
-        and (job is None or _may_hold(file, "job_namespace", job[0], job[0]))
-        and (job is None or _may_hold(file, "job_name", job[1], job[1]))
+        for file in (table.files() if job is None else _of_job(table.files(), job))
+        if _may_hold(file, "event_time", since, until) and _may_hold(file, "run_id", run_id, run_id)
     ]
     frame = table.scan(kept)
     if since is not None:
@@ -313,8 +336,24 @@ def read(
     if run_id is not None:
         frame = frame.filter(pl.col("run_id") == run_id)
     if job is not None:
-        frame = frame.filter((pl.col("job_namespace") == job[0]) & (pl.col("job_name") == job[1]))
+        frame = frame.filter(*_is_job(job))
     return frame
+
+
+def _of_job(files: Sequence[FileRef], job: tuple[str, str]) -> list[FileRef]:
+    """The files that may hold events of a job."""
+    named = dict(zip(("job_namespace", "job_name"), job, strict=True))
+    return [file for file in files if all(_may_hold(file, name, one, one) for name, one in named.items())]
+
+
+def _is_job(job: tuple[str, str]) -> tuple[pl.Expr, pl.Expr]:
+    return pl.col("job_namespace") == job[0], pl.col("job_name") == job[1]
+
+
+def _newest(file: FileRef) -> datetime:
+    """When its newest event happened, at the latest."""
+    found: datetime = file.high.get("event_time", _UNKNOWN)
+    return found
 
 
 def _may_hold(file: FileRef, column: str, low: str | datetime | None, high: str | datetime | None) -> bool:

@@ -86,6 +86,45 @@ def test_a_shift_costs_few_commits(uri: str, messages: list[str]) -> None:
     assert Table.open(uri).version == 2
 
 
+def test_the_newest_run_of_a_job_tells_whether_one_died(
+    uri: str, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, scanned = ("mesh.sales", "app.capture"), []
+    scan = Table.scan
+    with LineageStore(uri, log=messages.append) as store:
+
+        def is_over() -> bool:
+            scanned.clear()
+            return store.is_over(job)
+
+        assert is_over()
+        store.emit(run("other.capture").start())
+        assert is_over()
+        for _ in range(3):
+            shift = run()
+            store.emit(shift.start())
+            assert not is_over()
+            store.emit(shift.running())
+            store.flush()
+            assert not is_over()
+            store.emit(shift.complete())
+            assert is_over()
+        first, second = run(), run()
+        store.emit(first.start())
+        for _ in range(30):
+            store.emit(run("other.fold").complete())
+        monkeypatch.setattr(
+            Table, "scan", lambda table, files: scanned.append(len(files)) or scan(table, files)
+        )
+        assert not is_over()
+        # One file that holds the job at all, and no later one can have a newer event.
+        assert scanned == [1]
+        # The moment of an end that another tells of a dead run follows its last event, whenever it is told.
+        store.emit(second.start(), second.fail(OSError("full")))
+        assert is_over()
+        assert scanned == [1]
+
+
 def test_a_run_that_is_over_can_wait(uri: str, messages: list[str]) -> None:
     with LineageStore(uri, log=messages.append) as store:
         store.emit(run().start(), run().complete(), urgent=False)
