@@ -47,9 +47,7 @@ def test_the_revision_and_whether_the_tree_is_changed(tmp_path: Path) -> None:
 
 def test_a_record_says_when_it_was_taken(tmp_path: Path) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
-    record = Record(
-        "lineage_process", "lineage", 2.0, 1.0, "without lineage", 0.97, "CPU s", True, spread=0.1
-    )
+    record = Record("lineage_live", "lineage", 2.0, 1.0, "without lineage", 0.97, "CPU s", True, spread=0.1)
     content = json.loads(record.write(tmp_path).read_text())
     taken_at = datetime.fromisoformat(content["taken_at"])
     assert before <= taken_at <= datetime.now(UTC)
