@@ -167,12 +167,12 @@ def recover(recorder: Recorder, job: Name, tables: Iterable[str]) -> list[OpenRu
     """
     store = recorder.store
     try:
-        if store.is_over(job):
+        end = store.newest_end(job)
+        closed = close_dead(store.uri, recorder, job=job) if end is None else []
+        # Somebody else may have closed it, who does not know where the runs below it write.
+        if not closed and end != "ABORT":
             return []
-        closed = close_dead(store.uri, recorder, job=job)
-        if not closed:
-            return []
-        since = min(run.started_at for run in closed)
+        since = min((run.started_at for run in closed), default=datetime.now(UTC) - LOOK_BACK)
         return closed + recover_untold(store.uri, recorder, tables, since=since)
     except STORAGE_ERRORS as error:
         logger.warning("lineage: runs that died could not be closed: %s", error)

@@ -164,10 +164,13 @@ class LineageStore:
                 self._log(f"lineage: caught up, {count} events written to {self.uri}")
             return True
 
-    def is_over(self, job: tuple[str, str]) -> bool:
-        """Whether the newest run of a job that the table knows has told its end; True if it knows none.
+    def newest_end(self, job: tuple[str, str]) -> str | None:
+        """How the newest run of a job that the table knows has ended.
 
         Looks at the newest files only, as far as it must.
+
+        Returns:
+            The type of the run's last event; None while it has told no end, empty if there is no run.
 
         Raises:
             MeshError, DeltaError, OSError: if the table cannot be read.
@@ -185,7 +188,10 @@ class LineageStore:
             rows += wanted.select("event_time", "run_id", "event_type").collect().rows()
             begin, latest = end, max((at for at, _, _ in rows), default=latest)
         newest = {run_id for at, run_id, _ in rows if at == latest}
-        return newest <= {run_id for _, run_id, kind in rows if kind in OVER}
+        ends = {run_id: kind for _, run_id, kind in rows if run_id in newest and kind in OVER}
+        if len(ends) < len(newest):
+            return None
+        return min(ends.values(), default="")
 
     def close(self) -> bool:
         """Write what waits, trying a few times; whether everything was written."""

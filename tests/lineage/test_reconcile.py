@@ -14,7 +14,15 @@ import pytest
 from mesh_assets.lake.table import Table
 from mesh_assets.lineage.dataset import Dataset
 from mesh_assets.lineage.event import LineageRun
-from mesh_assets.lineage.reconcile import SILENCE, OpenRun, close_dead, open_runs, recover_untold, uri_of
+from mesh_assets.lineage.reconcile import (
+    SILENCE,
+    OpenRun,
+    close_dead,
+    open_runs,
+    recover,
+    recover_untold,
+    uri_of,
+)
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.lineage.store import read
 from mesh_assets.names import lake_dataset
@@ -84,6 +92,16 @@ def test_a_killed_run_is_closed_with_what_it_committed(uri: str, data: str) -> N
     )
     for event in events:
         assert problems(event) == []
+
+
+def test_what_runs_below_a_run_committed_is_told_whoever_closed_that(uri: str, data: str) -> None:
+    die(uri, data)
+    job = ("mesh.shop", "app.capture")
+    with Recorder(uri, log=print) as recorder:
+        # As the enterprise catalog does.
+        assert [run.job for run in close_dead(uri, recorder)] == ["app.capture"]
+        assert [run.job for run in recover(recorder, job, [data])] == ["orders.fold"]
+        assert recover(recorder, job, [data]) == []
 
 
 def test_two_who_close_the_same_run_say_the_same(uri: str, data: str) -> None:

@@ -93,22 +93,22 @@ def test_the_newest_run_of_a_job_tells_whether_one_died(
     scan = Table.scan
     with LineageStore(uri, log=messages.append) as store:
 
-        def is_over() -> bool:
+        def end() -> str | None:
             scanned.clear()
-            return store.is_over(job)
+            return store.newest_end(job)
 
-        assert is_over()
+        assert end() == ""
         store.emit(run("other.capture").start())
-        assert is_over()
+        assert end() == ""
         for _ in range(3):
             shift = run()
             store.emit(shift.start())
-            assert not is_over()
+            assert end() is None
             store.emit(shift.running())
             store.flush()
-            assert not is_over()
+            assert end() is None
             store.emit(shift.complete())
-            assert is_over()
+            assert end() == "COMPLETE"
         first, second = run(), run()
         store.emit(first.start())
         for _ in range(30):
@@ -116,12 +116,12 @@ def test_the_newest_run_of_a_job_tells_whether_one_died(
         monkeypatch.setattr(
             Table, "scan", lambda table, files: scanned.append(len(files)) or scan(table, files)
         )
-        assert not is_over()
+        assert end() is None
         # One file that holds the job at all, and no later one can have a newer event.
         assert scanned == [1]
         # The moment of an end that another tells of a dead run follows its last event, whenever it is told.
         store.emit(second.start(), second.fail(OSError("full")))
-        assert is_over()
+        assert end() == "FAIL"
         assert scanned == [1]
 
 
