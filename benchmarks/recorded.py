@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import tempfile
 import time
@@ -130,6 +131,9 @@ def work(parameters: dict[str, Any], report: Report) -> dict[str, Any]:
         check_seconds=None,
     )
     _warm(Path(parameters["folder"]))
+    # As where run workers are forked: without, a collection of all modules falls into some shifts.
+    gc.collect()
+    gc.freeze()
     began = _cpu_seconds()
     result = Shift(plan, budget=budget, observer=_Watch(report)).run()
     if result.refused:

@@ -38,7 +38,7 @@ POINTS = (
 )
 """All points of a shift, in the order in which it reaches them."""
 
-OTHER_POINTS = ("swap.moved",)
+OTHER_POINTS = ("swap.moved", "swap.committed")
 """Points that no shift reaches: those of a rebuild."""
 
 

@@ -90,6 +90,7 @@ def check_product(
             generations=cut.generations,
             recorder=tending.recorder if tending else None,
             parent=tending.parent(product.name) if tending else None,
+            orchestrator=run_id,
         ) as lineage,
         discreet(concealing(product.contract, WHAT)),
     ):

@@ -21,11 +21,11 @@ from mesh_assets.lineage.dataset import (
     changes_dataset,
     versions_dataset,
 )
-from mesh_assets.lineage.event import LineageRun, Parent
+from mesh_assets.lineage.event import LineageRun, Parent, orchestrated
 from mesh_assets.lineage.reconcile import recover
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.names import ProductName, lake_dataset, lineage_job
-from mesh_assets.shift.lineage import Tending, parent_of
+from mesh_assets.shift.lineage import Tending
 from mesh_assets.shift.plan import Target, beside
 from mesh_assets.shift.report import VersionReport
 
@@ -162,7 +162,7 @@ class DeriveLineage:
             name,
             "DERIVE",
             streaming=True,
-            parent=parent_of(self._run_id, namespace),
+            parent=orchestrated(self._run_id, namespace),
             orchestrator=self._run_id,
             job_facets={
                 "sourceCodeLocation": facet.code_location(plan.transform),

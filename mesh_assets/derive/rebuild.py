@@ -189,7 +189,7 @@ def rebuild_current(target: Target, cut: int, tending: Tending, *, dry_run: bool
         return rebuilt
     for attempt in range(_ATTEMPTS):
         try:
-            with tending.fold(target):
+            with tending.fold(target, announced=tending.parent(target.name) is None):
                 _swap(log, target.current_uri, cut)
         except (Fenced, CommitConflict):
             if attempt == _ATTEMPTS - 1:
@@ -224,6 +224,7 @@ def _swap(log: ChangeLog, current_uri: str, cut: int) -> None:
             transactions={FOLDED: cut, HELD: fresh.held, CLUSTERED: digest(files)},
             expect={FOLDED: None if folded < 0 else folded},
         )
+        failpoint.reach("swap.committed")
     finally:
         _clear(fresh.table.storage)
 

@@ -22,11 +22,11 @@ from mesh_assets.lineage.dataset import (
     same_columns,
     versions_dataset,
 )
-from mesh_assets.lineage.event import LineageRun
+from mesh_assets.lineage.event import LineageRun, orchestrated
 from mesh_assets.lineage.reconcile import recover
 from mesh_assets.lineage.recorder import Recorder, Recording
 from mesh_assets.names import ProductName, lake_dataset, lineage_job, postgres_dataset
-from mesh_assets.shift.lineage import Tending, parent_of
+from mesh_assets.shift.lineage import Tending
 from mesh_assets.shift.plan import CapturePlan, Target, beside
 from mesh_assets.shift.report import TableReport, VersionReport
 
@@ -51,7 +51,7 @@ class ShiftLineage:
             name,
             "CAPTURE",
             streaming=True,
-            parent=parent_of(run_id, namespace),
+            parent=orchestrated(run_id, namespace),
             orchestrator=run_id,
             job_facets=_job_facets(plan),
         )

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from mesh_assets.contract.model import Contract
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Dataset, Name, changes_dataset, current_dataset
-from mesh_assets.lineage.event import Parent
+from mesh_assets.lineage.event import Parent, orchestrated
 from mesh_assets.lineage.recorder import Recorder, Recording
-from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset, mesh_dataset
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset, lineage_job, mesh_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def check_run(
     generations: Mapping[str, int] | None = None,
     recorder: Recorder | None = None,
     parent: Parent | None = None,
+    orchestrator: str = "",
     log: Callable[[str], None] = logger.warning,
 ) -> Iterator[CheckRecording]:
     """One evaluation of a product's rules, from its beginning to its end.
@@ -72,12 +73,14 @@ def check_run(
         generations: of the tables that lie in another than the first.
         recorder: takes the events; one of its own when left out.
         parent: the run above it.
+        orchestrator: the orchestrator's id of the run above it, where that is none of lineage.
         log: told of what fails, if the recorder is its own.
     """
     name = contract.name
     inputs = {
         table: _datasets(layout, contract, table, (generations or {}).get(table, 1)) for table in tables
     }
+    namespace, _ = lineage_job(name.domain, name.product, "checks")
     kept = Dataset(lake_dataset(checks_uri), mesh_dataset(name, "checks"), layout.root, contract)
     datasets = [one for pair in inputs.values() for one in pair] + [kept]
     with ExitStack() as stack:
@@ -90,7 +93,7 @@ def check_run(
                 "checks",
                 datasets=datasets,
                 reads=[one.name for one in datasets if one is not kept],
-                parent=parent,
+                parent=parent or orchestrated(orchestrator, namespace),
                 always=True,
             )
         )

@@ -22,14 +22,14 @@ import polars as pl
 from mesh_assets.lake.signature import Signature, signatures
 from mesh_assets.lake.storage import storage_of
 from mesh_assets.lake.version import VersionLog
-from mesh_assets.lineage.reconcile import versions_of
+from mesh_assets.lineage.reconcile import Emitter, recover_untold, versions_of
 from mesh_assets.lineage.store import FLUSH_SECONDS, OVER, read
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset
 
 _CLOCKS = timedelta(minutes=1)
 """How far the clocks of two hosts may be apart."""
 _TELLING = timedelta(seconds=3 * FLUSH_SECONDS)
-"""How long a run that is under no other may take to be told after it has committed."""
+"""How long a run that is under no known one may take to be told after it has committed."""
 _BESIDE = ("checks", "statistics")
 """Tables in a product's catalog: outcomes of its checks, statistics of its columns."""
 _KEPT = "explained.json"
@@ -207,15 +207,35 @@ def explain(
 
 
 def explain_further(
-    layout: Layout, name: ProductName, tables: Iterable[str], *, since: datetime | None = None
+    layout: Layout,
+    name: ProductName,
+    tables: Iterable[str],
+    *,
+    since: datetime | None = None,
+    emitter: Emitter | None = None,
 ) -> Explanation:
-    """:func:`explain` what the last call has not proved, which is kept in the product's catalog."""
+    """:func:`explain` what the last call has not proved, which is kept in the product's catalog.
+
+    Args:
+        layout: of the lake.
+        name: the product.
+        tables: its tables.
+        since: only commits made at or after this moment.
+        emitter: takes the events of runs that committed but died before they told anything, if those
+            are to be told first.
+    """
+    tables = list(tables)
     storage = storage_of(layout.catalog(name))
     try:
         proof = Proof.from_json(storage.read(_KEPT))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         proof = None
     found = explain(layout, name, tables, proof=proof, since=since)
+    if emitter is not None and found.unexplained:
+        uris = {one.uri for one in found.unexplained}
+        oldest = min(one.made_at for one in found.unexplained)
+        if recover_untold(layout.lineage(), emitter, sorted(uris), since=oldest):
+            found = explain(layout, name, tables, proof=proof, since=since)
     storage.write(_KEPT, found.proof.to_json().encode())
     return found
 
@@ -303,7 +323,7 @@ class _Runs:
         # Short runs tell all of it at their end; the one above them is still there.
         if signature.parent in self.known and signature.parent not in self.over:
             return "pending"
-        if commit.made_by and not signature.parent and looked_at - commit.made_at < _TELLING:
+        if commit.made_by and signature.parent not in self.known and looked_at - commit.made_at < _TELLING:
             return "pending"
         return "unexplained"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import traceback
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -54,6 +55,14 @@ class Parent:
     run_id: str
     namespace: str
     name: str
+
+
+def orchestrated(run_id: str, namespace: str) -> Parent | None:
+    """The orchestrator's run as the one above; None if its id is none that OpenLineage takes."""
+    try:
+        return Parent(str(uuid.UUID(run_id)), namespace, "dagster")
+    except ValueError:
+        return None
 
 
 def new_run_id(at: datetime | None = None) -> str:

@@ -29,7 +29,7 @@ from openlineage.client.facet_v2 import (
 from mesh_assets.lake.signature import Signature, signatures
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Name
-from mesh_assets.lineage.event import LineageRun, Parent
+from mesh_assets.lineage.event import LineageRun, Parent, orchestrated
 from mesh_assets.lineage.facet import PRODUCER
 from mesh_assets.lineage.recorder import Recorder
 from mesh_assets.lineage.store import OVER, STORAGE_ERRORS, read
@@ -203,16 +203,17 @@ def recover_untold(
     named = {one.run_id: one for signed in made.values() for one in signed if one.run_id}
     if not named:
         return []
-    states = read(uri).select("run_id", "event_type").collect()
-    told = set(states.get_column("run_id").unique())
+    states = read(uri).select("run_id", "event_type", "job_namespace", "job_name").collect()
+    jobs = {run_id: (namespace, job) for run_id, _, namespace, job in states.iter_rows()}
     over = set(states.filter(pl.col("event_type").is_in(OVER)).get_column("run_id").unique())
     recovered = []
-    for run_id in sorted(named.keys() - told):
+    for run_id in sorted(named.keys() - jobs.keys()):
         mine = {name: [one for one in signed if one.run_id == run_id] for name, signed in made.items()}
         moments = [one.made_at for signed in mine.values() for one in signed]
         if not (named[run_id].parent in over or moment - max(moments) > SILENCE):
             continue
-        run = _untold(named[run_id], tuple(name for name, signed in mine.items() if signed), moments)
+        outputs = tuple(name for name, signed in mine.items() if signed)
+        run = _untold(named[run_id], jobs.get(named[run_id].parent), outputs, moments)
         emitter.emit(_run_of(run).start(run.started_at), _aborted(run, mine), urgent=False)
         recovered.append(run)
     if recovered:
@@ -265,8 +266,12 @@ def _open_run(events: Sequence[Mapping[str, Any]]) -> OpenRun:
     )
 
 
-def _untold(signature: Signature, outputs: tuple[Name, ...], moments: Sequence[datetime]) -> OpenRun:
+def _untold(
+    signature: Signature, above: Name | None, outputs: tuple[Name, ...], moments: Sequence[datetime]
+) -> OpenRun:
     namespace, _, job = signature.job.partition("/")
+    # Above one that is no run of lineage's is the orchestrator's.
+    parent = Parent(signature.parent, *above) if above else orchestrated(signature.parent, namespace)
     return OpenRun(
         run_id=signature.run_id,
         namespace=namespace,
@@ -274,6 +279,7 @@ def _untold(signature: Signature, outputs: tuple[Name, ...], moments: Sequence[d
         kind=job.rpartition(".")[2].upper(),
         started_at=min(moments),
         last_at=max(moments),
+        parent=parent,
         outputs=outputs,
     )
 

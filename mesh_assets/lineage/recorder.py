@@ -162,14 +162,13 @@ class Recorder:
         datasets: Iterable[Dataset],
         reads: Iterable[Name] = (),
         parent: Parent | None = None,
-        announced: bool = False,
         always: bool = False,
     ) -> Iterator[Recording]:
         """One run from its beginning to its end; every commit made inside is its own.
 
-        Nothing is told of a run that neither committed nor failed, unless it is ``announced`` or to
-        be told ``always``. A run that gives way to another writer (:class:`CommitConflict`) has not
-        failed.
+        Nothing is told of a run that neither committed nor failed, unless it was started (by
+        :meth:`Recording.start`: at once, durably) or is to be told ``always``. A run that gives way to
+        another writer (:class:`CommitConflict`) has not failed.
 
         Args:
             domain: whose job it is.
@@ -178,7 +177,6 @@ class Recorder:
             datasets: the tables that it may read or write.
             reads: those of them that it reads.
             parent: the run above it.
-            announced: tell its beginning at once, durably; else with its end.
             always: tell of it even if it committed nothing.
         """
         namespace, name = lineage_job(domain, subject, kind)
@@ -187,8 +185,6 @@ class Recorder:
         for one in reads:
             recording.read(one)
         started = datetime.now(UTC)
-        if announced:
-            recording.start(started)
         try:
             with recording.making():
                 yield recording

@@ -275,17 +275,19 @@ def _find(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResul
 def _explained(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     # What follows loads the Delta Lake library, which a code server has no need of.
     from mesh_assets.lineage.completeness import explain_further
+    from mesh_assets.lineage.recorder import Recorder
 
     settings, since = Settings(), datetime.now(UTC) - _EXPLAINED_AGE
     layout = Layout(settings.lake_root)
     commit_count, wrong = 0, []
-    for name, product in discover(settings.products).products.items():
-        tables = [table.name for table in product.contract.tables]
-        found = explain_further(layout, name, tables, since=since)
-        commit_count += found.commit_count
-        if not found.complete:
-            wrong.append(f"{name}: {found.sentence()}")
-            context.log.warning(wrong[-1])
+    with Recorder(layout.lineage(), log=context.log.info) as recorder:
+        for name, product in discover(settings.products).products.items():
+            tables = [table.name for table in product.contract.tables]
+            found = explain_further(layout, name, tables, since=since, emitter=recorder)
+            commit_count += found.commit_count
+            if not found.complete:
+                wrong.append(f"{name}: {found.sentence()}")
+                context.log.warning(wrong[-1])
     return dg.AssetCheckResult(
         passed=not wrong,
         description="; ".join(wrong[:_MOST_SENTENCES])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -74,8 +73,8 @@ class Tending:
         self._contracts = contracts
 
     @contextmanager
-    def fold(self, target: Target) -> Iterator[FoldRecording]:
-        """A current table is folded."""
+    def fold(self, target: Target, *, announced: bool = False) -> Iterator[FoldRecording]:
+        """A current table is folded; ``announced`` where no run above it will be missed if this dies."""
         changes, current = self._tables(target)
         with self.recorder.run(
             target.name.domain,
@@ -84,6 +83,8 @@ class Tending:
             datasets=(changes, current),
             parent=self.parent(target.name),
         ) as recording:
+            if announced:
+                recording.start(outputs=[current.name])
             yield FoldRecording(recording, changes.name, current.name)
 
     @contextmanager
@@ -121,11 +122,3 @@ class Tending:
             if uri == self._layout.versions(name):
                 return versions_dataset(self._layout, name, contract)
         return Dataset(lake_dataset(uri), warehouse=self._layout.root)
-
-
-def parent_of(run_id: str, namespace: str) -> Parent | None:
-    """The orchestrator's run as the one above; None if its id is none that OpenLineage takes."""
-    try:
-        return Parent(str(uuid.UUID(run_id)), namespace, "dagster")
-    except ValueError:
-        return None

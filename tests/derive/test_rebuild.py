@@ -32,7 +32,9 @@ from mesh_assets.lake.log import ChangeLog
 from mesh_assets.lake.upkeep import vacuum
 from mesh_assets.lake.version import VersionLog, VersionRow
 from mesh_assets.lineage.completeness import explain
-from mesh_assets.names import CURRENT, ProductName
+from mesh_assets.lineage.reconcile import close_dead
+from mesh_assets.lineage.recorder import Recorder
+from mesh_assets.names import CURRENT, ProductName, lake_dataset
 from mesh_assets.quality.gate import Gate
 from mesh_assets.shift.plan import Target
 from tests.derive.world import (
@@ -237,6 +239,30 @@ def test_a_rebuild_that_is_killed_before_its_commit_changes_nothing(world: World
         world.writer(ORDERS).frame("orders").sort("order_id"),
         check_column_order=False,
     )
+
+
+def test_the_swap_of_a_rebuild_that_is_killed_after_it_is_explained(world: World) -> None:
+    damage(world, ORDERS, "orders", "currency", "XXX", 40)
+    killed = command(world, "rebuild", str(ORDERS), dies_at="swap.committed")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert currencies(world) == NEW
+    layout, current = world.mesh.layout, world.mesh.layout.table(ORDERS, CURRENT, "orders")
+    swap = Current.open(current).table.version
+
+    def waiting() -> list[tuple[str, int]]:
+        # The writer of this product tells no lineage.
+        return [(one.uri, one.version) for one in explain(layout, ORDERS, ["orders"]).pending]
+
+    assert waiting() == [(current, swap)]
+    # As the enterprise catalog does.
+    with Recorder(layout.lineage(), log=print) as recorder:
+        [closed] = close_dead(layout.lineage(), recorder)
+    assert (closed.job, closed.outputs) == ("orders.orders.fold", (lake_dataset(current),))
+    assert waiting() == []
+    assert explain(layout, ORDERS, ["orders"]).unlisted == ()
+    assert (current, swap) not in [
+        (one.uri, one.version) for one in explain(layout, ORDERS, ["orders"]).unexplained
+    ]
 
 
 def test_a_reader_beside_a_rebuild_sees_the_old_rows_or_the_new(

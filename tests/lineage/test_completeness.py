@@ -362,6 +362,25 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.mark.slow
+def test_what_nobody_told_of_a_dead_run_is_told_by_the_next_look(world: World, pool: Pool) -> None:
+    """As where a shift that had lost its source was killed after its successor had ended."""
+    layout, name = world.plan.layout, world.plan.products[0]
+    tables = [target.table for target in world.plan.targets]
+    world.application.transact(25)
+    assert world.shift(pool, "fold.after:1") == KILLED
+    with Recorder(layout.lineage(), log=print) as recorder:
+        assert [run.kind for run in close_dead(layout.lineage(), recorder)] == ["CAPTURE"]
+        before = explain_further(layout, name, tables)
+        folded = {one.uri for one in before.unexplained}
+        assert len(folded) == 1
+        assert folded < {one.current_uri for one in world.plan.targets}
+        found = explain_further(layout, name, tables, emitter=recorder)
+    assert found.complete, [one.sentence() for one in (*found.unexplained, *found.ambiguous)]
+    assert (found.pending, found.unlisted) == ((), ())
+    assert explain_further(layout, name, tables).commit_count == 0
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kills_leave_no_commit_unexplained(world: World, pool: Pool) -> None:
     """Also those that a run made just before it died, and those of folds that never told anything."""

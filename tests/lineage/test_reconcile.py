@@ -100,7 +100,9 @@ def test_what_runs_below_a_run_committed_is_told_whoever_closed_that(uri: str, d
     with Recorder(uri, log=print) as recorder:
         # As the enterprise catalog does.
         assert [run.job for run in close_dead(uri, recorder)] == ["app.capture"]
-        assert [run.job for run in recover(recorder, job, [data])] == ["orders.fold"]
+        [fold] = recover(recorder, job, [data])
+        assert fold.job == "orders.fold"
+        assert (fold.parent.namespace, fold.parent.name) == job
         assert recover(recorder, job, [data]) == []
 
 

@@ -141,12 +141,13 @@ def test_a_run_that_did_nothing_is_not_told(uri: str, data: str) -> None:
 
 
 def test_a_run_that_fails_says_why(uri: str, data: str) -> None:
-    with (
-        Recorder(uri, log=print) as recorder,
-        pytest.raises(ValueError, match="no"),
-        recorder.run("shop", "orders", "fold", datasets=[Dataset(lake_dataset(data))], announced=True),
-    ):
-        raise ValueError("no")
+    def failing(recorder: Recorder) -> None:
+        with recorder.run("shop", "orders", "fold", datasets=[Dataset(lake_dataset(data))]) as recording:
+            recording.start()
+            raise ValueError("no")
+
+    with Recorder(uri, log=print) as recorder, pytest.raises(ValueError, match="no"):
+        failing(recorder)
     start, fail = told(uri)
     assert (start["eventType"], fail["eventType"]) == ("START", "FAIL")
     assert fail["run"]["facets"]["errorMessage"]["message"] == "no"
