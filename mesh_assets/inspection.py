@@ -6,21 +6,16 @@ may not take long.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesh_assets.contract.definition import EXACT_SUFFIX, TRANSFORM_FUNCTION
 from mesh_assets.contract.discovery import Product
 from mesh_assets.contract.model import ColumnContract, TableContract
-
-if TYPE_CHECKING:
-    import polars as pl
 
 MAX_SECONDS = 30.0
 
@@ -59,13 +54,14 @@ def inspect(
     }
     request = {
         "transform": str(product.definition.transform),
-        "inputs": {name: _plain(table) + texts.get(name, []) for name, table in inputs.items()},
-        "tables": {table.name: _plain(table) for table in product.contract.tables},
+        "function": TRANSFORM_FUNCTION,
+        "inputs": {name: _schema(_plain(table) + texts.get(name, [])) for name, table in inputs.items()},
+        "tables": {table.name: _schema(_plain(table)) for table in product.contract.tables},
         "table": default.name if default else "result",
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", "mesh_assets.inspector"],
             input=json.dumps(request),
             capture_output=True,
             text=True,
@@ -107,54 +103,12 @@ def _plain(table: TableContract) -> list[tuple[str, str, str]]:
     return [(column.name, column.logical_type, column.physical_type) for column in table.columns]
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the child process says."""
-    import runpy
-
-    import polars as pl
-
-    from mesh_assets.lineage.columns import column_lineage
-
-    inputs = {name: _schema(columns) for name, columns in request["inputs"].items()}
-    path = Path(request["transform"])
-    try:
-        transform = runpy.run_path(str(path))[TRANSFORM_FUNCTION]
-        given = transform({name: pl.LazyFrame(schema=schema) for name, schema in inputs.items()})
-        frames = dict(given) if isinstance(given, Mapping) else {request["table"]: given}
-        for frame in frames.values():
-            if not isinstance(frame, pl.LazyFrame | pl.DataFrame):
-                return {"error": f"it returned {type(frame).__name__}, not a LazyFrame"}
-        made = {table: frame.lazy().collect_schema() for table, frame in frames.items()}
-        lineage = column_lineage(transform, inputs, request["table"])
-    except Exception as error:  # noqa: BLE001 - whatever a transform raises is its own.
-        return {"error": _told(error, path)}
-    reads: dict[str, set[str]] = {}
-    for columns in lineage.values():
-        for sources in columns.values():
-            for source in sources:
-                reads.setdefault(source.input, set()).add(source.column)
-    promised = {table: _schema(columns) for table, columns in request["tables"].items()}
-    return {
-        "reads": {name: sorted(columns) for name, columns in reads.items()},
-        "makes": {
-            table: {name: str(kind) for name, kind in schema.items()} for table, schema in made.items()
-        },
-        "differs": {
-            table: {
-                name: str(kind)
-                for name, kind in schema.items()
-                if table in made and made[table].get(name, kind) != kind
-            }
-            for table, schema in promised.items()
-        },
-    }
-
-
-def _schema(columns: list[list[str]]) -> pl.Schema:
+def _schema(columns: list[tuple[str, str, str]]) -> str:
     import polars as pl
     import pyarrow as pa
 
     from mesh_assets.contract.arrow import arrow_type
+    from mesh_assets.inspector import encoded
 
     fields = [
         (name, arrow_type(ColumnContract(name, logical_type, physical_type)) or pa.string())
@@ -162,25 +116,4 @@ def _schema(columns: list[list[str]]) -> pl.Schema:
     ]
     empty = pl.from_arrow(pa.schema(fields).empty_table())
     assert isinstance(empty, pl.DataFrame)
-    return empty.schema
-
-
-def _told(error: Exception, path: Path) -> str:
-    """The error with the line of the transform's file that it comes from."""
-    line = 0
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    # Polars adds the whole plan below its first line.
-    message = (str(error).strip() or "no message").splitlines()[0]
-    place = f"{path.name}:{line}: " if line else ""
-    return f"{place}{type(error).__name__}: {message}"
-
-
-if __name__ == "__main__":
-    # What a transform prints is not the answer.
-    with contextlib.redirect_stdout(sys.stderr):
-        found = _answer(json.load(sys.stdin))
-    json.dump(found, sys.stdout)
+    return encoded(empty.schema)

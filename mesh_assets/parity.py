@@ -32,7 +32,7 @@ from mesh_assets.lake.table import Table
 from mesh_assets.lake.tail import shape_of
 from mesh_assets.names import ProductName
 from mesh_assets.shift.plan import CapturePlan, Target
-from mesh_assets.shift.report import BatchReport, Budget, Silent
+from mesh_assets.shift.report import Budget
 
 RANGE_ROWS = 250_000
 _BATCH_ROWS = 250_000
@@ -228,22 +228,6 @@ def _pairs(key: Mapping[str, object], hidden: frozenset[str]) -> str:
     )
 
 
-class _Until(Silent):
-    """Ends a short shift once it has landed what parity waits for: a busy source is never idle."""
-
-    def __init__(self, lsn: int) -> None:
-        self._lsn = lsn
-        self._reached = False
-
-    def batch(self, report: BatchReport) -> None:
-        """Note how far it has come."""
-        self._reached = self._reached or report.end_lsn >= self._lsn
-
-    def cancelled(self) -> bool:
-        """Whether it has come far enough."""
-        return self._reached
-
-
 def _await(
     plan: CapturePlan, lsn: int, timeout_seconds: float, run_id: str, drain: Callable[[], None] | None
 ) -> None:
@@ -266,8 +250,9 @@ def _await(
                 drain()
             else:
                 left = max(0.0, deadline - time.monotonic())
-                budget = Budget(max_seconds=left, idle_seconds=0.5, fold=None, check_seconds=None)
-                Shift(plan, budget=budget, observer=_Until(lsn), run_id=run_id).run()
+                # A busy source is never idle, and a quiet one need not be waited for.
+                budget = Budget(max_seconds=left, catching_up=True, fold=None, check_seconds=None)
+                Shift(plan, budget=budget, run_id=run_id).run()
         except SlotBusy:
             # A shift is running: it gets there.
             time.sleep(0.2)

@@ -31,7 +31,6 @@ from mesh_assets.lake.read import Pinned, changes_of, fresh, open_pinned
 from mesh_assets.lake.table import Table
 from mesh_assets.lake.version import AsOf, Cut, Horizon, VersionLog, VersionRow, parse_as_of
 from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, publication_name, slot_name
-from mesh_assets.parity import ParityResult, parity
 from mesh_assets.settings import Settings
 from mesh_assets.shift.plan import CapturePlan, Target, capture_plan
 from mesh_assets.status import (
@@ -45,6 +44,8 @@ from mesh_assets.status import (
 
 if TYPE_CHECKING:
     import duckdb
+
+    from mesh_assets.parity import ParityResult
 
 
 class Mesh:
@@ -440,6 +441,9 @@ class Mesh:
 
             return derived_parity(derive_plan(self.settings, self.discovery, product.name), table.name)
         plan, target = self.target(name)
+        # It brings all that a shift is made of.
+        from mesh_assets.parity import parity
+
         return parity(plan, target, run_id=run_id, drain=drain)
 
 

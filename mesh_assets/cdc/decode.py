@@ -95,6 +95,7 @@ class Decoder:
         self._parked_batches: dict[int, list[pa.RecordBatch]] = {}
         self._announced: dict[int, None] = {}
         self._flushed_rows = 0
+        self._taken_open = False
         self._failure: SourceError | None = None
         self.byte_count = 0
         self._forget()
@@ -122,6 +123,11 @@ class Decoder:
     def in_transaction(self) -> bool:
         """A transaction is open: its Begin was read and its Commit was not."""
         return bool(self._state[kernel.IN_TRANSACTION])
+
+    @property
+    def late_commit(self) -> bool:
+        """The transaction that was open at the end of the last take has ended, and nothing else has come."""
+        return self._taken_open and not self.in_transaction and not self.row_count
 
     # Reading.
 
@@ -254,6 +260,7 @@ class Decoder:
             byte_count=self.byte_count,
             wal_end=self.wal_end,
         )
+        self._taken_open = batch.in_transaction
         self._forget()
         return batch
 

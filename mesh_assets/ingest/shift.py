@@ -426,10 +426,13 @@ class Shift:
 
     def _due(self, decoder: Decoder, seconds_since_landing: float) -> bool:
         budget = self.budget
-        return decoder.row_count > 0 and (
-            seconds_since_landing >= budget.batch_seconds
-            or decoder.row_count >= budget.batch_rows
-            or decoder.byte_count >= budget.batch_bytes
+        return decoder.late_commit or (
+            decoder.row_count > 0
+            and (
+                seconds_since_landing >= budget.batch_seconds
+                or decoder.row_count >= budget.batch_rows
+                or decoder.byte_count >= budget.batch_bytes
+            )
         )
 
     def _accept(self, relation: Relation) -> bool:
@@ -496,7 +499,8 @@ class Shift:
             time.monotonic() - started,
         )
         self.result.add(done)
-        self.observer.batch(done)
+        if batch.row_count:
+            self.observer.batch(done)
 
     def _park(self, batch: Batch, names: Mapping[int, str]) -> int:
         """Keep the raw changes of tables that cannot take them."""

@@ -56,10 +56,11 @@ class Publisher:
 
     def write_if_due(self) -> None:
         """Begin to write what has changed, unless that was done a short time ago; called often."""
-        if not self._changed or (self._job is not None and not self._job.done()):
-            return
-        self._settle()
-        if self._catalog.due:
+        if self._job is not None:
+            if not self._job.done():
+                return
+            self._settle()
+        if self._changed and self._catalog.due:
             self._changed = False
             self._job = self._pool.submit(self._catalog.write)
 
@@ -71,5 +72,6 @@ class Publisher:
     def _settle(self) -> None:
         """Wait for what is under way; a fault of the program itself is raised here."""
         job, self._job = self._job, None
-        if job is not None:
-            job.result()
+        if job is not None and not job.result():
+            # What could not be written is tried again when it is next due.
+            self._changed = True

@@ -21,7 +21,7 @@ from mesh_assets.product import Mesh
 from mesh_assets.settings import Settings
 from mesh_assets.shift.report import Budget
 
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05, claim_seconds=60)
+QUICK = Budget(idle_seconds=0.1, batch_seconds=0.05, claim_seconds=60)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from mesh_assets.settings import Settings
 from mesh_assets.shift.report import Budget
 from tests.contract.folder import Folder
 
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, claim_seconds=60)
+QUICK = Budget(idle_seconds=0.1, batch_seconds=0.02, claim_seconds=60)
 ORDERS = ProductName("sales", "orders")
 KEPT = ProductName("sales", "orders_v1")
 COLUMNS = """\

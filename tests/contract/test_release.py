@@ -28,7 +28,7 @@ from mesh_assets.shift.release import keep_old_versions
 from mesh_assets.shift.report import Budget, Silent
 from tests.contract.folder import Folder
 
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, claim_seconds=60)
+QUICK = Budget(idle_seconds=0.1, batch_seconds=0.02, claim_seconds=60)
 ORDERS, ORDERS_V1 = ProductName("sales", "orders"), ProductName("sales", "orders_v1")
 NOTES_V1 = ProductName("sales", "notes_v1")
 READING = (

@@ -10,8 +10,8 @@ from mesh_assets.parity import parity
 from mesh_assets.shift.plan import CapturePlan
 from mesh_assets.shift.report import Budget, ShiftResult, Silent
 
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.02, batch_rows=500, snapshot_rows=30, claim_seconds=60)
-LARGE = Budget(idle_seconds=0.4, batch_seconds=0.02, claim_seconds=60)
+QUICK = Budget(idle_seconds=0.1, batch_seconds=0.02, batch_rows=500, snapshot_rows=30, claim_seconds=60)
+LARGE = Budget(idle_seconds=0.1, batch_seconds=0.02, claim_seconds=60)
 """For more rows than a handful."""
 
 

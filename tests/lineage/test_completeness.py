@@ -40,7 +40,7 @@ from tests.lineage.specification import facets, problems
 
 EAGER = Budget(
     claim_seconds=60,
-    idle_seconds=0.4,
+    idle_seconds=0.1,
     batch_seconds=0.02,
     batch_rows=100,
     snapshot_rows=25,

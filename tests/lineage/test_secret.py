@@ -72,13 +72,13 @@ def test_a_shift_tells_nobody_the_source_s_password(world: World) -> None:
         def message(self, text: str) -> None:
             messages.append(text)
 
-    Shift(world.plan, budget=Budget(idle_seconds=0.3), observer=Listening()).run()
+    Shift(world.plan, budget=Budget(idle_seconds=0.1), observer=Listening()).run()
     scheme, _, rest = world.plan.source.url.partition("://")
     _, _, address = rest.rpartition("@")
     url = f"{scheme}://nobody:hunter2@{address}"
     refused = replace(world.plan, source=replace(world.plan.source, url=url))
     with pytest.raises(MeshError):
-        Shift(refused, budget=Budget(idle_seconds=0.3), observer=Listening()).run()
+        Shift(refused, budget=Budget(idle_seconds=0.1), observer=Listening()).run()
     events = read(world.plan.layout.lineage()).collect()["event"].to_list()
     assert any(json.loads(event)["eventType"] == "FAIL" for event in events)
     password = rest.partition("@")[0].partition(":")[2]

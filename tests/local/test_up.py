@@ -291,8 +291,12 @@ def written_pipe(pid: int) -> Path:
     """The one pipe that a process, which stands still, can write to."""
 
     def written(file: Path) -> bool:
-        flags = int((file.parents[1] / "fdinfo" / file.name).read_text().split()[3], 8)
-        return str(file.readlink()).startswith("pipe:") and bool(flags & os.O_WRONLY)
+        try:
+            flags = int((file.parents[1] / "fdinfo" / file.name).read_text().split()[3], 8)
+            return str(file.readlink()).startswith("pipe:") and bool(flags & os.O_WRONLY)
+        except FileNotFoundError:
+            # A thread that was told to stand still has closed it meanwhile.
+            return False
 
     (found,) = filter(written, Path(f"/proc/{pid}/fd").iterdir())
     return found

@@ -17,7 +17,7 @@ from mesh_assets.shift.report import Budget, ShiftResult, Silent
 NAME = ProductName("shop", "things")
 PEOPLE = ProductName("shop", "people")
 QUICK = Budget(
-    idle_seconds=0.4,
+    idle_seconds=0.1,
     batch_seconds=0.02,
     batch_rows=500,
     snapshot_rows=30,

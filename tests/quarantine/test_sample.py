@@ -18,7 +18,7 @@ from mesh_assets.settings import Settings
 from mesh_assets.shift.report import Budget
 
 PRODUCTS = Path(__file__).parents[2] / "products"
-QUICK = Budget(idle_seconds=0.4, batch_seconds=0.05, claim_seconds=60)
+QUICK = Budget(idle_seconds=0.1, batch_seconds=0.05, claim_seconds=60)
 CUSTOMERS = ProductName("sales", "customers")
 
 

@@ -82,12 +82,43 @@ def test_records_are_published_every_ten_seconds_at_most(tmp_path: Path, publish
     assert publisher.messages == []
 
 
+def test_what_cannot_be_written_is_written_later_though_nothing_more_happens(tmp_path: Path) -> None:
+    world, clock = World(Layout(str(tmp_path / "lake"))), Clock()
+    product = world.discovery.product(ORDERS)
+    in_the_way = Path(world.layout.catalog(ORDERS), local.RECORD_FILE)
+    with Publisher(world.layout, [product], clock=clock) as publisher:
+
+        def look(seconds: float) -> None:
+            clock.seconds += seconds
+            publisher.write_if_due()
+            publisher._settle()
+
+        in_the_way.mkdir(parents=True)
+        world.version(ORDERS)
+        publisher.changed()
+        look(0)
+        assert "could not be written" in publisher.messages[0]
+        in_the_way.rmdir()
+        look(9.9)
+        assert local.read(world.layout, ORDERS) is None
+        look(0.1)
+        record = local.read(world.layout, ORDERS)
+        assert record is not None
+        assert record.versions[-1].version == 1
+        assert "is written again" in publisher.messages[1]
+        look(10)
+        assert publisher.messages[2:] == []
+
+
 class Watching(Silent):
-    """Keeps the versions that it is told of; ends the shift when that is asked for."""
+    """Keeps what it is told of; ends the shift when that is asked for."""
 
     def __init__(self) -> None:
         self.versions: list[int] = []
         self.done = threading.Event()
+
+    def message(self, text: str) -> None:
+        print(text)
 
     def version(self, report: VersionReport) -> None:
         self.versions.append(report.row.version)
