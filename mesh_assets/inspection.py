@@ -47,18 +47,13 @@ def inspect(
         inputs: the table of each of its inputs, by the input's name.
         max_seconds: how long that may take.
     """
-    default = product.contract.default_table
-    texts = {
-        one.name: [(name + EXACT_SUFFIX, "string", "text") for name in one.exact]
-        for one in product.definition.inputs
-    }
-    request = {
-        "transform": str(product.definition.transform),
-        "function": TRANSFORM_FUNCTION,
-        "inputs": {name: _schema(_plain(table) + texts.get(name, [])) for name, table in inputs.items()},
-        "tables": {table.name: _schema(_plain(table)) for table in product.contract.tables},
-        "table": default.name if default else "result",
-    }
+    import polars as pl
+    import pyarrow as pa
+
+    try:
+        request = _request(product, inputs)
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+        return Inspection(error=f"its inputs or tables have no schema: {error}")
     try:
         done = subprocess.run(
             [sys.executable, "-m", "mesh_assets.inspector"],
@@ -85,6 +80,21 @@ def inspect(
         for table, made in answer["makes"].items()
     }
     return Inspection(reads, makes, answer["differs"])
+
+
+def _request(product: Product, inputs: Mapping[str, TableContract]) -> dict[str, Any]:
+    default = product.contract.default_table
+    texts = {
+        one.name: [(name + EXACT_SUFFIX, "string", "text") for name in one.exact]
+        for one in product.definition.inputs
+    }
+    return {
+        "transform": str(product.definition.transform),
+        "function": TRANSFORM_FUNCTION,
+        "inputs": {name: _schema(_plain(table) + texts.get(name, [])) for name, table in inputs.items()},
+        "tables": {table.name: _schema(_plain(table)) for table in product.contract.tables},
+        "table": default.name if default else "result",
+    }
 
 
 def _columns(names: Sequence[str], known: Set[str]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Fixtures shared by all tests: one embedded PostgreSQL per test process, a fresh database per test.
 
 And their order: files with slow tests come last, and whole meshes run in one test process one after the
-other, since two of them side by side on a small machine take more than twice as long. Where there are
-other processes they begin with that, as the fast tests that the others have meanwhile mostly wait.
+other, the other processes having the rest, since two of them side by side on a small machine take more
+than twice as long.
 """
 
 from __future__ import annotations
@@ -38,15 +38,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileS
     return OneMesh(config, log)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast files first, then the slow ones, then whole meshes; these first where others have the rest."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast files first, then whole meshes, which take longest, then the other slow ones."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    alone = getattr(config, "workerinput", {}).get("workercount", 1) == 1
 
-    def place(item: pytest.Item) -> int:
-        if item.nodeid.startswith(_WHOLE_MESHES):
-            return 2 if alone else -1
-        return int(item.path in slow)
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        whole = item.nodeid.startswith(_WHOLE_MESHES)
+        return whole or item.path in slow, not whole
 
     items.sort(key=place)
 

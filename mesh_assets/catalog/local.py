@@ -323,10 +323,10 @@ class LocalCatalog:
         self.write()
         return True
 
-    def write(self) -> bool:
-        """Publish now; whether every record could be written."""
+    def write(self, *, failed_only: bool = False) -> bool:
+        """Publish now, or try again what could not be written; whether every record could."""
         self._written_at = self._clock()
-        for name in self._names:
+        for name in tuple(self._failures) if failed_only else self._names:
             try:
                 publish(self._layout, self._discovery, name)
             except _STORAGE_ERRORS as error:

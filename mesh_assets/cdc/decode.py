@@ -126,7 +126,7 @@ class Decoder:
 
     @property
     def late_commit(self) -> bool:
-        """The transaction that was open at the end of the last take has ended, and nothing else has come."""
+        """The transaction that was open at the end of the last take has ended, and no change has come."""
         return self._taken_open and not self.in_transaction and not self.row_count
 
     # Reading.

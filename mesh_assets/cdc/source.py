@@ -16,6 +16,7 @@ from psycopg import sql
 from mesh_assets.cdc import catalog, publication, slot
 from mesh_assets.cdc.catalog import KeyColumn, OutputFunction, Partition, TableRecord
 from mesh_assets.cdc.connection import Session, connect, place, translated
+from mesh_assets.cdc.frame import text_columns
 from mesh_assets.cdc.preflight import check
 from mesh_assets.cdc.relation import Relation
 from mesh_assets.cdc.slot import CreatedSlot, Slot
@@ -447,7 +448,4 @@ class Source:
             [pa.array([value], pa.string()) for value in row],
             names=[column.name for column in relation.columns],
         )
-        # Its compiled kernels are more than all else that asks a source needs.
-        from mesh_assets.cdc.frame import text_columns
-
         return text_columns(relation, texts)

@@ -32,7 +32,9 @@ class Watcher(Silent):
         note(text, "")
 
     def batch(self, report: BatchReport) -> None:
-        """Print what landed."""
+        """Print what landed; the commit of what landed before is nothing to tell."""
+        if not report.row_count:
+            return
         counts = ", ".join(f"{one.name}.{one.table} {one.row_count:,}" for one in report.tables)
         note(f"batch of {report.row_count:,} changes in {report.seconds:.2f} s: {counts or 'none of ours'}")
 

@@ -499,8 +499,7 @@ class Shift:
             time.monotonic() - started,
         )
         self.result.add(done)
-        if batch.row_count:
-            self.observer.batch(done)
+        self.observer.batch(done)
 
     def _park(self, batch: Batch, names: Mapping[int, str]) -> int:
         """Keep the raw changes of tables that cannot take them."""

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from mesh_assets.contract.model import Contract
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Dataset, Name, changes_dataset, current_dataset
-from mesh_assets.lineage.event import Parent, orchestrated
+from mesh_assets.lineage.event import Parent
 from mesh_assets.lineage.recorder import Recorder, Recording
-from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset, lineage_job, mesh_dataset
+from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_dataset, mesh_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,6 @@ def check_run(
     inputs = {
         table: _datasets(layout, contract, table, (generations or {}).get(table, 1)) for table in tables
     }
-    namespace, _ = lineage_job(name.domain, name.product, "checks")
     kept = Dataset(lake_dataset(checks_uri), mesh_dataset(name, "checks"), layout.root, contract)
     datasets = [one for pair in inputs.values() for one in pair] + [kept]
     with ExitStack() as stack:
@@ -93,7 +92,8 @@ def check_run(
                 "checks",
                 datasets=datasets,
                 reads=[one.name for one in datasets if one is not kept],
-                parent=parent or orchestrated(orchestrator, namespace),
+                parent=parent,
+                orchestrator="" if parent else orchestrator,
                 always=True,
             )
         )

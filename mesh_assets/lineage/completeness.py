@@ -29,7 +29,7 @@ from mesh_assets.names import CHANGES, CURRENT, Layout, ProductName, lake_datase
 _CLOCKS = timedelta(minutes=1)
 """How far the clocks of two hosts may be apart."""
 _TELLING = timedelta(seconds=3 * FLUSH_SECONDS)
-"""How long a run that is under no known one may take to be told after it has committed."""
+"""How long a run may take to be told after it has committed, whatever became of the one above it."""
 _BESIDE = ("checks", "statistics")
 """Tables in a product's catalog: outcomes of its checks, statistics of its columns."""
 _KEPT = "explained.json"
@@ -320,10 +320,10 @@ class _Runs:
             return ""
         if commit.made_by in self.known:
             return "unlisted" if commit.made_by in self.over else "pending"
-        # Short runs tell all of it at their end; the one above them is still there.
+        # Short runs tell all of it at their end; the one above them is still there, or ended just before.
         if signature.parent in self.known and signature.parent not in self.over:
             return "pending"
-        if commit.made_by and signature.parent not in self.known and looked_at - commit.made_at < _TELLING:
+        if commit.made_by and looked_at - commit.made_at < _TELLING:
             return "pending"
         return "unexplained"
 

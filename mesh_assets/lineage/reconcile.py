@@ -29,7 +29,7 @@ from openlineage.client.facet_v2 import (
 from mesh_assets.lake.signature import Signature, signatures
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Name
-from mesh_assets.lineage.event import LineageRun, Parent, orchestrated
+from mesh_assets.lineage.event import LineageRun, Parent
 from mesh_assets.lineage.facet import PRODUCER
 from mesh_assets.lineage.recorder import Recorder
 from mesh_assets.lineage.store import OVER, STORAGE_ERRORS, read
@@ -41,6 +41,8 @@ LOOK_BACK = timedelta(days=7)
 """How long ago a run may have begun to be looked at; an older one was closed by an earlier look."""
 SILENCE = timedelta(hours=24)
 """A run of another host is taken for dead after this long without an event, unless somebody knows better."""
+UNTOLD = timedelta(hours=1)
+"""A run that has told nothing, and is under none that has, is taken for dead this long after it committed."""
 _STEP = timedelta(microseconds=1)
 _START_TOLERANCE = 2.0
 
@@ -189,7 +191,7 @@ def recover_untold(
 ) -> list[OpenRun]:
     """Tell runs that committed to ``tables`` but died before any event of theirs was written.
 
-    A run counts as dead once the run above it is over, or after a day.
+    A run counts as dead once the run above it is over; if that is not known, after :data:`UNTOLD`.
 
     Args:
         uri: where the event table lies.
@@ -204,16 +206,20 @@ def recover_untold(
     if not named:
         return []
     states = read(uri).select("run_id", "event_type", "job_namespace", "job_name").collect()
-    jobs = {run_id: (namespace, job) for run_id, _, namespace, job in states.iter_rows()}
+    told = set(states.get_column("run_id").unique())
     over = set(states.filter(pl.col("event_type").is_in(OVER)).get_column("run_id").unique())
+    above = pl.col("run_id").is_in({one.parent for one in named.values()})
+    parents = states.filter(above).select("run_id", "job_namespace", "job_name").unique()
+    jobs = {run_id: (namespace, job) for run_id, namespace, job in parents.iter_rows()}
     recovered = []
-    for run_id in sorted(named.keys() - jobs.keys()):
+    for run_id in sorted(named.keys() - told):
         mine = {name: [one for one in signed if one.run_id == run_id] for name, signed in made.items()}
         moments = [one.made_at for signed in mine.values() for one in signed]
-        if not (named[run_id].parent in over or moment - max(moments) > SILENCE):
+        parent = named[run_id].parent
+        if parent not in over and (parent in told or moment - max(moments) < UNTOLD):
             continue
         outputs = tuple(name for name, signed in mine.items() if signed)
-        run = _untold(named[run_id], jobs.get(named[run_id].parent), outputs, moments)
+        run = _untold(named[run_id], jobs.get(parent), outputs, moments)
         emitter.emit(_run_of(run).start(run.started_at), _aborted(run, mine), urgent=False)
         recovered.append(run)
     if recovered:
@@ -270,8 +276,6 @@ def _untold(
     signature: Signature, above: Name | None, outputs: tuple[Name, ...], moments: Sequence[datetime]
 ) -> OpenRun:
     namespace, _, job = signature.job.partition("/")
-    # Above one that is no run of lineage's is the orchestrator's.
-    parent = Parent(signature.parent, *above) if above else orchestrated(signature.parent, namespace)
     return OpenRun(
         run_id=signature.run_id,
         namespace=namespace,
@@ -279,7 +283,7 @@ def _untold(
         kind=job.rpartition(".")[2].upper(),
         started_at=min(moments),
         last_at=max(moments),
-        parent=parent,
+        parent=Parent(signature.parent, *above) if above else None,
         outputs=outputs,
     )
 

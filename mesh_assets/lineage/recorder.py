@@ -32,7 +32,7 @@ from mesh_assets.errors import CommitConflict
 from mesh_assets.lake.origin import Made, Origin, made_by
 from mesh_assets.lineage import facet
 from mesh_assets.lineage.dataset import Dataset, Name
-from mesh_assets.lineage.event import LineageRun, Parent
+from mesh_assets.lineage.event import LineageRun, Parent, orchestrated
 from mesh_assets.lineage.facet import PRODUCER
 from mesh_assets.lineage.store import FLUSH_SECONDS
 from mesh_assets.lineage.transport import DeltaConfig, DeltaTransport, configured_forwarder
@@ -162,6 +162,7 @@ class Recorder:
         datasets: Iterable[Dataset],
         reads: Iterable[Name] = (),
         parent: Parent | None = None,
+        orchestrator: str = "",
         always: bool = False,
     ) -> Iterator[Recording]:
         """One run from its beginning to its end; every commit made inside is its own.
@@ -177,10 +178,12 @@ class Recorder:
             datasets: the tables that it may read or write.
             reads: those of them that it reads.
             parent: the run above it.
+            orchestrator: the orchestrator's id of the run above it, where that is none of lineage.
             always: tell of it even if it committed nothing.
         """
         namespace, name = lineage_job(domain, subject, kind)
-        run = LineageRun(namespace, name, kind.upper(), parent=parent)
+        above = parent or orchestrated(orchestrator, namespace)
+        run = LineageRun(namespace, name, kind.upper(), parent=above, orchestrator=orchestrator)
         recording = Recording(self, run, datasets)
         for one in reads:
             recording.read(one)

@@ -41,6 +41,7 @@ class Publisher:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalog")
         self._job: Future[bool] | None = None
         self._changed = False
+        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -60,9 +61,9 @@ class Publisher:
             if not self._job.done():
                 return
             self._settle()
-        if self._changed and self._catalog.due:
-            self._changed = False
-            self._job = self._pool.submit(self._catalog.write)
+        if (self._changed or self._failed) and self._catalog.due:
+            self._job = self._pool.submit(self._catalog.write, failed_only=not self._changed)
+            self._changed = self._failed = False
 
     def finish(self) -> None:
         """Write all records as they are at the end of the shift."""
@@ -74,4 +75,4 @@ class Publisher:
         job, self._job = self._job, None
         if job is not None and not job.result():
             # What could not be written is tried again when it is next due.
-            self._changed = True
+            self._failed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def test_what_is_wrong_with_a_transform(tmp_path: Path, body: str, said: str) ->
     seconds = 3 if "while" in body else PATIENCE_SECONDS
     looked = inspect(one, input_tables(discovery, one), max_seconds=seconds)
     assert said in looked.error
+
+
+def test_a_column_beside_the_exact_text_of_the_same_name_is_an_error(tmp_path: Path) -> None:
+    """As where an input's old contract had a column that its consumer names as an exact text now."""
+    discovery, one = derived(tmp_path, "def transform(inputs):\n    return inputs['a']\n")
+    tables = input_tables(discovery, one)
+    (first, *_), table = tables["a"].columns, tables["a"]
+    beside = replace(first, name=f"{first.name}_exact")
+    tables["a"] = replace(table, columns=(*table.columns, beside))
+    inputs = tuple(replace(each, exact=(first.name,)) for each in one.definition.inputs)
+    asked = replace(one, definition=replace(one.definition, inputs=inputs))
+    assert "have no schema" in inspect(asked, tables).error
 
 
 def test_whoever_cannot_be_asked_is_taken_to_read_everything(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_commit_that_comes_late_is_a_version_at_once(world: World, monkeypatch
     execute(world, "insert into shop.badge (code) values ('late')")
     drain(world.plan, Until(), replace(QUICK, idle_seconds=3600))
     # It was in the log before its commit had come.
-    assert [(one.row_count, one.end_lsn) for one in landed] == [(1, 0)]
+    assert [(one.row_count, one.end_lsn > 0) for one in landed] == [(1, False), (0, True)]
     versions.refresh()
     after = versions.latest()
     assert after is not None
