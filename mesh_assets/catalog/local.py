@@ -316,12 +316,10 @@ class LocalCatalog:
         """Whether the last publication is long enough ago for another."""
         return self._clock() - self._written_at >= self._publish_seconds
 
-    def write_if_due(self) -> bool:
-        """Publish, unless that was done a short time ago; whether it was due."""
-        if not self.due:
-            return False
-        self.write()
-        return True
+    @property
+    def failed(self) -> bool:
+        """Whether a record could not be written when that was last tried."""
+        return bool(self._failures)
 
     def write(self, *, failed_only: bool = False) -> bool:
         """Publish now, or try again what could not be written; whether every record could."""

@@ -189,7 +189,7 @@ def rebuild_current(target: Target, cut: int, tending: Tending, *, dry_run: bool
         return rebuilt
     for attempt in range(_ATTEMPTS):
         try:
-            with tending.fold(target, announced=tending.parent(target.name) is None):
+            with tending.fold(target):
                 _swap(log, target.current_uri, cut)
         except (Fenced, CommitConflict):
             if attempt == _ATTEMPTS - 1:

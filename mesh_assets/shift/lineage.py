@@ -73,17 +73,19 @@ class Tending:
         self._contracts = contracts
 
     @contextmanager
-    def fold(self, target: Target, *, announced: bool = False) -> Iterator[FoldRecording]:
-        """A current table is folded; ``announced`` where no run above it will be missed if this dies."""
+    def fold(self, target: Target) -> Iterator[FoldRecording]:
+        """A current table is folded."""
         changes, current = self._tables(target)
+        parent = self.parent(target.name)
         with self.recorder.run(
             target.name.domain,
             f"{target.name.product}.{target.table}",
             "fold",
             datasets=(changes, current),
-            parent=self.parent(target.name),
+            parent=parent,
         ) as recording:
-            if announced:
+            if parent is None:
+                # No run above accounts for what this commits if it is never told.
                 recording.start(outputs=[current.name])
             yield FoldRecording(recording, changes.name, current.name)
 

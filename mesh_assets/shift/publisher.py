@@ -41,7 +41,6 @@ class Publisher:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalog")
         self._job: Future[bool] | None = None
         self._changed = False
-        self._failed = False
 
     def __enter__(self) -> Self:
         return self
@@ -56,14 +55,14 @@ class Publisher:
         self._changed = True
 
     def write_if_due(self) -> None:
-        """Begin to write what has changed, unless that was done a short time ago; called often."""
+        """Begin to write what has changed or failed, unless that was tried a short time ago; called often."""
         if self._job is not None:
             if not self._job.done():
                 return
             self._settle()
-        if (self._changed or self._failed) and self._catalog.due:
+        if (self._changed or self._catalog.failed) and self._catalog.due:
             self._job = self._pool.submit(self._catalog.write, failed_only=not self._changed)
-            self._changed = self._failed = False
+            self._changed = False
 
     def finish(self) -> None:
         """Write all records as they are at the end of the shift."""
@@ -73,6 +72,5 @@ class Publisher:
     def _settle(self) -> None:
         """Wait for what is under way; a fault of the program itself is raised here."""
         job, self._job = self._job, None
-        if job is not None and not job.result():
-            # What could not be written is tried again when it is next due.
-            self._failed = True
+        if job is not None:
+            job.result()

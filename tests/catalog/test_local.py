@@ -62,18 +62,18 @@ def test_a_record_says_everything_of_its_product(world: World) -> None:
 def test_a_record_is_written_at_most_so_often(world: World) -> None:
     messages: list[str] = []
     catalog = LocalCatalog(world.layout, world.discovery, [ORDERS], log=messages.append)
-    assert catalog.write_if_due()
+    assert catalog.due
+    assert catalog.write()
     first = local.read(world.layout, ORDERS)
-    assert not catalog.write_if_due()
-    assert local.read(world.layout, ORDERS) == first
+    assert not catalog.due
     assert catalog.write()
     second = local.read(world.layout, ORDERS)
     assert first is not None
     assert second is not None
     assert second.published_at > first.published_at
     eager = LocalCatalog(world.layout, world.discovery, [ORDERS], publish_seconds=0)
-    assert eager.write_if_due()
-    assert eager.write_if_due()
+    assert eager.write()
+    assert eager.due
     assert messages == []
     assert [path.name for path in Path(world.layout.catalog(ORDERS)).iterdir()] == ["record.json"]
 
